@@ -21,6 +21,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from ernie_local.media.processor_config import ImageProcessorConfig
+from ernie_local.media.video_stamp import has_extra
 from ernie_local.sampling import SamplingOptions, model_sampling
 from ernie_local.server.attachments import AttachmentLimits, check_attached_size
 from ernie_local.server.chat_completions import ChatCompletion, question_of
@@ -34,7 +35,7 @@ from ernie_local.server.openapi import openapi_document
 from ernie_local.server.page import looks_of, page_file, safe_html, view_of
 from ernie_local.server.requests import Body, ChatRequest, CompletionRequest, read_body
 from ernie_local.server.responses import ResponseWriter
-from ernie_local.server.responses_request import ResponsesRequest, as_chat_request
+from ernie_local.server.responses_request import ResponsesRequest, as_chat_request, ignored_includes
 from ernie_local.server.service import ClientQuestion, Ended, Event, Service
 from ernie_local.server.state import page_state
 
@@ -179,7 +180,7 @@ class Server:
             model = self.service.model
             described["meta"] = {
                 "n_ctx": model.settings.context_size,
-                "modalities": ["text", "image"],
+                "modalities": ["text", "image", *(["video"] if has_extra() else [])],
             }
         return described
 
@@ -205,7 +206,8 @@ class Server:
 
     async def _responses(self, request: Request) -> Response:
         read = read_body(await receive_body(request, self.guard), ResponsesRequest)
-        body = Body(as_chat_request(read.request), read.sampling, read.unknown)
+        unknown = [*read.unknown, *ignored_includes(read.request)]
+        body = Body(as_chat_request(read.request), read.sampling, unknown)
         writer = ResponseWriter(self.model_name, body.request)
         return await self._answered(request, body, writer, partial(question_of, body, self.attachments))
 

@@ -72,7 +72,7 @@ class ChatCompletion:
             message["reasoning_content"] = message["reasoning"] = texts["reasoning"]
         if calls:
             message["tool_calls"] = calls
-        message |= boxes_of(ended.answer)
+        message |= places_of(ended.answer)
         choice = {
             "index": 0,
             "message": message,
@@ -99,7 +99,7 @@ class ChatCompletion:
                     for index, call in enumerate(_calls(calls)):
                         for delta in _call_deltas(index, call):
                             yield self._chunk({"tool_calls": [delta]})
-                    yield self._chunk(boxes_of(answer), _finish_reason(reason, bool(calls)))
+                    yield self._chunk(places_of(answer), _finish_reason(reason, bool(calls)))
                     if self._includes_usage:
                         yield data_line(self._chunk_object([], usage=usage_of(answer)))
         yield DONE
@@ -128,18 +128,23 @@ def usage_of(answer: Answer) -> dict[str, Any]:
         "prompt_tokens_details": {
             "cached_tokens": usage.cached_tokens,
             "image_tokens": usage.image_tokens,
+            "video_tokens": usage.video_tokens,
         },
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 
 
-def boxes_of(answer: Answer) -> dict[str, Any]:
-    """The field `boxes` with the places in images that the answer names; no field where it names none."""
+def places_of(answer: Answer) -> dict[str, Any]:
+    """The fields `boxes` and `times`: places in images and moments of videos that the answer names.
+
+    No field where it names none.
+    """
     boxes = [
         {"label": box.label, "image": box.image, "box": box.thousandths, "original": box.original}
         for box in answer.boxes
     ]
-    return {"boxes": boxes} if boxes else {}
+    times = [{"seconds": time.seconds, "text": time.text, "video": time.video} for time in answer.times]
+    return {name: found for name, found in (("boxes", boxes), ("times", times)) if found}
 
 
 def _finish_reason(reason: FinishReason, has_calls: bool) -> str:

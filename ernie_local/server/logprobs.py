@@ -1,4 +1,4 @@
-"""Writes the probabilities of tokens as clients of the chat interface read them, and of the older one."""
+"""Writes the probabilities of tokens as clients of the newer interfaces read them, and of the oldest."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from ernie_local.text.reasoning import ScoredToken, TokenScore
 
 
 def chat_logprobs(scores: Sequence[TokenScore]) -> dict[str, Any]:
-    """The object of POST /v1/chat/completions. A token that is a part of a character is told by its bytes."""
-    content = [
+    """The object of POST /v1/chat/completions."""
+    return {"content": token_objects(scores), "refusal": None}
+
+
+def token_objects(scores: Sequence[TokenScore]) -> list[dict[str, Any]]:
+    """One for each token, as of /v1/responses. A token that is a part of a character is told by its bytes."""
+    return [
         {**_token(one.chosen), "top_logprobs": [_token(other) for other in one.likeliest]} for one in scores
     ]
-    return {"content": content, "refusal": None}
 
 
 def _token(token: ScoredToken) -> dict[str, Any]:

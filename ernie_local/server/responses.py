@@ -7,8 +7,10 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
+from ernie_local.server.chat_completions import places_of
 from ernie_local.server.conversation import call_arguments
 from ernie_local.server.events import PING, named_line
+from ernie_local.server.logprobs import token_objects
 from ernie_local.server.requests import ChatRequest
 from ernie_local.server.service import Ended, Event, Silence, all_of
 from ernie_local.session import Answer, Piece, ToolCall
@@ -38,6 +40,7 @@ class ResponseWriter:
         pieces, ended = await all_of(events)
         for piece in pieces:
             self._write(piece)
+        self._place(ended.answer)
         self._items += _call_items(ended.tool_calls)
         return self._response(ended)
 
@@ -70,7 +73,7 @@ class ResponseWriter:
             lines.append(self._part_line("response.content_part.added", part=dict(part)))
         self._write(piece)
         name = "response.output_text.delta" if kind == "message" else "response.reasoning_text.delta"
-        lines.append(self._part_line(name, delta=piece.text))
+        lines.append(self._part_line(name, token_objects(piece.scores), delta=piece.text))
         return lines
 
     def _done_lines(self) -> list[bytes]:
@@ -82,12 +85,13 @@ class ResponseWriter:
         part = _part_of(item)
         name = "response.output_text.done" if item["type"] == "message" else "response.reasoning_text.done"
         return [
-            self._part_line(name, text=part["text"]),
+            self._part_line(name, part.get("logprobs", ()), text=part["text"]),
             self._part_line("response.content_part.done", part=part),
             self._line("response.output_item.done", output_index=self._index, item=item),
         ]
 
     def _last_lines(self, ended: Ended) -> list[bytes]:
+        self._place(ended.answer)
         lines = self._done_lines()
         for item in _call_items(ended.tool_calls):
             self._items.append(item)
@@ -114,14 +118,24 @@ class ResponseWriter:
         kind = _item_kind(piece)
         if not self._items or self._items[-1]["type"] != kind:
             self._items.append(_new_item(kind))
-        _part_of(self._items[-1])["text"] += piece.text
+        part = _part_of(self._items[-1])
+        part["text"] += piece.text
+        if piece.scores:
+            part["logprobs"] += token_objects(piece.scores)
+
+    def _place(self, answer: Answer) -> None:
+        """Tell with its message which places and moments the answer names."""
+        messages = [item for item in self._items if item["type"] == "message"]
+        if messages:
+            messages[-1].update(places_of(answer))
 
     def _line(self, event: str, /, **fields: Any) -> bytes:
         self._number += 1
         return named_line(event, {"type": event, "sequence_number": self._number - 1, **fields})
 
-    def _part_line(self, event: str, /, **fields: Any) -> bytes:
-        more: dict[str, Any] = {"logprobs": []} if event.startswith("response.output_text") else {}
+    def _part_line(self, event: str, logprobs: Sequence[dict[str, Any]] = (), /, **fields: Any) -> bytes:
+        is_text = event.startswith("response.output_text")
+        more: dict[str, Any] = {"logprobs": list(logprobs)} if is_text else {}
         item_id = self._items[-1]["id"]
         return self._line(event, item_id=item_id, output_index=self._index, content_index=0, **more, **fields)
 

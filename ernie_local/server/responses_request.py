@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
 from msgspec import Meta, Struct
@@ -29,6 +30,9 @@ from ernie_local.server.requests import (
     ToolFunction,
     converted,
 )
+
+INCLUDED_LOGPROBS = "message.output_text.logprobs"
+_VIDEO_PARTS = ("input_video", "video_url")
 
 
 class InputText(Struct, tag="input_text"):
@@ -129,12 +133,24 @@ class ResponsesRequest(AnyRequest, kw_only=True):
     tools: list[ResponsesTool] | None = None
     tool_choice: Literal["auto", "none", "required"] | None = None
     text: TextSettings | None = None
+    include: list[str] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     previous_response_id: str | None = None
     store: bool | None = None
 
 
+def ignored_includes(request: ResponsesRequest) -> list[str]:
+    """What the client wants to be told and nothing here knows of, each as a field for the log."""
+    return [f"include: {one}" for one in request.include or () if one != INCLUDED_LOGPROBS]
+
+
 def as_chat_request(request: ResponsesRequest) -> ChatRequest:
     """The same question in the other form; ApiError for what is kept on OpenAI's side only."""
+    has_logprobs = INCLUDED_LOGPROBS in (request.include or ())
+    if request.top_logprobs and not has_logprobs:
+        raise bad_request(
+            f'top_logprobs is {request.top_logprobs} without include: ["{INCLUDED_LOGPROBS}"]', "top_logprobs"
+        )
     if request.previous_response_id is not None:
         raise bad_request("answers are not kept here: send the whole conversation", "previous_response_id")
     messages = []
@@ -143,6 +159,7 @@ def as_chat_request(request: ResponsesRequest) -> ChatRequest:
     if isinstance(request.input, str):
         messages.append(ChatRequestMessage("user", request.input))
     else:
+        _refuse_videos(request.input)
         # Items without a type are messages.
         items = [converted({"type": "message", **item}, InputItem) for item in request.input]
         messages += _messages(items)
@@ -160,7 +177,21 @@ def as_chat_request(request: ResponsesRequest) -> ChatRequest:
         reasoning_effort=None if request.reasoning is None else request.reasoning.effort,
         response_format=_format_of(request.text),
         stream=request.stream,
+        logprobs=has_logprobs,
+        top_logprobs=request.top_logprobs,
     )
+
+
+def _refuse_videos(items: Sequence[dict[str, Any]]) -> None:
+    """ApiError for a video, which this interface has no part for."""
+    for content in (item.get(name) for item in items for name in ("content", "output")):
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict) and part.get("type") in _VIDEO_PARTS:
+                raise bad_request(
+                    f"{part['type']} is no part of /v1/responses: send the video as video_url to "
+                    "/v1/chat/completions",
+                    "input",
+                )
 
 
 def _format_of(text: TextSettings | None) -> ResponseFormat | None:

@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pydantic
 import pytest
+from openai.types.responses import ResponseOutputText
 
 from ernie_local.loading import LoadedModel
 from ernie_local.session import Chat, ImagePart
@@ -154,6 +155,40 @@ def test_responses_that_are_cut_are_incomplete(client: openai.OpenAI) -> None:
     assert answer.status == "incomplete"
     with pytest.raises(openai.BadRequestError, match="not kept"):
         client.responses.create(model="nano", input="Hello", previous_response_id="resp_1")
+
+
+def test_responses_tell_the_probabilities_that_a_chat_tells(client: openai.OpenAI) -> None:
+    request: Any = {"model": "nano", "top_logprobs": 2}
+    message: Any = {"role": "user", "content": "Hello"}
+    chat = client.chat.completions.create(**request, messages=[message], logprobs=True, max_tokens=5)
+    assert chat.choices[0].logprobs is not None
+    expected = numbers_of(chat.choices[0].logprobs.content)
+    assert len(expected) == 5 * 3
+    request |= {"input": "Hello", "max_output_tokens": 5}
+    assert text_of(client.responses.create(**{**request, "top_logprobs": None})).logprobs == []
+    with pytest.raises(openai.BadRequestError, match="top_logprobs is 2 without include"):
+        client.responses.create(**request)
+    request["include"] = ["message.output_text.logprobs", "reasoning.encrypted_content"]
+    with client.responses.stream(**request) as stream:
+        events = list(stream)
+    done = [event for event in events if event.type == "response.output_text.done"]
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
+    for told in (done, deltas, [text_of(client.responses.create(**request))]):
+        found = numbers_of([one for event in told for one in event.logprobs or ()])
+        assert [token for token, _ in found] == [token for token, _ in expected]
+        assert [logprob for _, logprob in found] == pytest.approx([one for _, one in expected], abs=1e-3)
+
+
+def numbers_of(told: Any) -> list[tuple[str, float]]:
+    """Tokens and likeliest ones, with their probabilities."""
+    return [(one.token, one.logprob) for token in told for one in (token, *token.top_logprobs)]
+
+
+def text_of(response: Any) -> ResponseOutputText:
+    """The text of an answer's message."""
+    (message,) = [item for item in response.output if item.type == "message"]
+    assert isinstance(message.content[0], ResponseOutputText)
+    return message.content[0]
 
 
 class Line(pydantic.BaseModel):

@@ -168,6 +168,17 @@ def test_boxes_are_told_in_the_answer(nano_model: LoadedModel) -> None:
             lines = [line[6:] for line in answer.read().decode().splitlines() if line.startswith("data: {")]
         deltas = [json.loads(line)["choices"][0]["delta"] for line in lines]
         assert [delta["boxes"] for delta in deltas if "boxes" in delta] == [boxes]
+        asked = {
+            "input": [{"role": "user", "content": [{"type": "input_image", "image_url": data_url(INVOICE)}]}]
+        }
+        with fetch(served, "/v1/responses", json.dumps(asked).encode()) as answer:
+            (message,) = json.load(answer)["output"]
+        with fetch(served, "/v1/responses", json.dumps(asked | {"stream": True}).encode()) as answer:
+            lines = [line[6:] for line in answer.read().decode().splitlines() if line.startswith("data: {")]
+        events = [json.loads(line) for line in lines]
+        (done,) = [one["item"] for one in events if one["type"] == "response.output_item.done"]
+        (last,) = events[-1]["response"]["output"]
+        assert message["boxes"] == done["boxes"] == last["boxes"] == boxes
         plain = json.dumps({"messages": [{"role": "user", "content": "no box"}]}).encode()
         with fetch(served, "/v1/chat/completions", plain) as answer:
             assert "boxes" not in json.load(answer)["choices"][0]["message"]
