@@ -81,7 +81,7 @@ class ServeOptions(MemoryOptions, ImageOptions, CommonOptions):
     allow_remote_images: bool = option(
         "--allow-remote-images",
         default=False,
-        help="Fetch http and https images of questions, from public hosts only.",
+        help="Fetch http and https images and videos of questions, from public hosts only.",
     )
     media_path: Path | None = file_option(
         metavar="DIR", help="Let questions name files below DIR, as file:// addresses."

@@ -1,20 +1,23 @@
-"""Finds the bytes of an image or document that a request names, within the limits of the server."""
+"""Finds the bytes of an image, video or document that a request names, within the limits of the server."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
+from ernie_local.errors import UsageError
 from ernie_local.files import open_plain
 from ernie_local.media.detail import Detail
-from ernie_local.server.failures import ApiError, bad_request
-from ernie_local.server.remote import fetch_image
+from ernie_local.server.failures import ApiError, api_error, bad_request
+from ernie_local.server.remote import MediaKind, fetch_media
 from ernie_local.server.requests import AskedDetail
-from ernie_local.session import ImagePart
+from ernie_local.session import ImagePart, VideoPart
 from ernie_local.sizes import format_bytes
 
 
@@ -22,10 +25,10 @@ from ernie_local.sizes import format_bytes
 class AttachmentLimits:
     """What a request may bring, and how it is seen.
 
-    detail: of images that say nothing of it. trim: cut blank margins. max_images: of one request, pages not
-    counted. max_bytes: of one image or document, decoded from base64. media_path: the folder whose files
-    file: addresses may name; None for none. allow_remote: whether http and https addresses are fetched, in at
-    most remote_seconds each.
+    detail: of images that say nothing of it. trim: cut blank margins. max_images: of one request, videos and
+    documents counted, pages not. max_bytes: of one of these, decoded from base64. media_path: the folder
+    whose files file: addresses may name; None for none. allow_remote: whether http and https addresses are
+    fetched, in at most remote_seconds each.
     """
 
     detail: Detail = "high"
@@ -46,33 +49,47 @@ class Attachments:
 
     def image(self, url: str, detail: AskedDetail | None) -> ImagePart:
         """The image at an address; ApiError 400 or 413 for one that is not allowed or cannot be read."""
-        self._count()
-        scheme = urlsplit(url[:64]).scheme.lower() if ":" in url[:64] else ""
-        if scheme == "data":
-            return self._part(self._bounded(_data_of(url)), detail)
-        if scheme == "file":
-            return self._part(self._file(url), detail)
-        if scheme in ("http", "https"):
-            if not self._limits.allow_remote:
-                raise bad_request(
-                    "images are not fetched from the web: this server was started without "
-                    "--allow-remote-images; send the image as a data: address",
-                    "messages",
-                    "remote_images_off",
-                )
-            limits = self._limits
-            return self._part(fetch_image(url, limits.max_bytes, limits.remote_seconds), detail)
-        raise bad_request(
-            f"an image address begins with data:, https:, http: or file:, not with {url[:16]!r}", "messages"
-        )
+        return self._part(self._bytes_at(url, "image"), detail)
+
+    def video(self, url: str, settings: Mapping[str, Any]) -> VideoPart:
+        """The same of a video. settings: arguments of VideoPart."""
+        try:
+            return VideoPart(self._bytes_at(url, "video"), **settings)
+        except UsageError as error:
+            raise api_error(error, "messages") from error
 
     def file(self, file_data: str | None) -> ImagePart:
         """A document in the request itself, as a data: address or bare base64."""
         self._count()
         if not file_data:
             raise bad_request("a file part needs file_data: files are not kept here", "messages")
-        data = _data_of(file_data) if file_data[:5].lower() == "data:" else _decode_base64(file_data)
-        return self._part(self._bounded(data), None)
+        is_address = file_data[:5].lower() == "data:"
+        data = _data_of(file_data, "image") if is_address else _decode_base64(file_data, "image")
+        check_attached_size(data, self._limits)
+        return self._part(data, None)
+
+    def _bytes_at(self, url: str, kind: MediaKind) -> bytes:
+        self._count()
+        scheme = urlsplit(url[:64]).scheme.lower() if ":" in url[:64] else ""
+        if scheme == "data":
+            data = _data_of(url, kind)
+            check_attached_size(data, self._limits, kind)
+            return data
+        if scheme == "file":
+            return self._file(url, kind)
+        if scheme not in ("http", "https"):
+            raise bad_request(
+                f"{kind} addresses begin with data:, https:, http:, or file:, not {url[:16]!r}",
+                "messages",
+            )
+        if not self._limits.allow_remote:
+            raise bad_request(
+                f"{kind}s are not fetched from the web: this server was started without "
+                f"--allow-remote-images; send the {kind} as a data: address",
+                "messages",
+                "remote_images_off",
+            )
+        return fetch_media(url, kind, self._limits.max_bytes, self._limits.remote_seconds)
 
     def _part(self, data: bytes, detail: AskedDetail | None) -> ImagePart:
         return attached_part(data, detail, self._limits)
@@ -82,16 +99,13 @@ class Attachments:
         if self._num_images > self._limits.max_images:
             raise ApiError(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"more than {self._limits.max_images} images and documents in one request",
+                f"image, video or document {self._num_images} of one request, at most "
+                f"{self._limits.max_images} are read",
                 "too_many_images",
                 "messages",
             )
 
-    def _bounded(self, data: bytes) -> bytes:
-        check_attached_size(data, self._limits)
-        return data
-
-    def _file(self, url: str) -> bytes:
+    def _file(self, url: str, kind: MediaKind) -> bytes:
         """A file below the media path, whatever links and dots the address has."""
         folder = self._limits.media_path
         if folder is None:
@@ -108,17 +122,19 @@ class Attachments:
             if "\0" in named or not path.is_relative_to(folder.resolve()) or not path.is_file():
                 raise outside
             with open_plain(path) as file:
-                return self._bounded(file.read(self._limits.max_bytes + 1))
+                data = file.read(self._limits.max_bytes + 1)
         except (OSError, ValueError) as error:
             raise outside from error
+        check_attached_size(data, self._limits, kind)
+        return data
 
 
-def check_attached_size(data: bytes, limits: AttachmentLimits) -> None:
-    """ApiError 413, with both sizes, for an image or document that is too large."""
+def check_attached_size(data: bytes, limits: AttachmentLimits, kind: MediaKind = "image") -> None:
+    """ApiError 413, with both sizes, for an image, video or document that is too large."""
     if len(data) > limits.max_bytes:
         raise ApiError(
             HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-            f"an image of {format_bytes(len(data))}, at most {format_bytes(limits.max_bytes)} are read",
+            f"the {kind} has {format_bytes(len(data))}, at most {format_bytes(limits.max_bytes)} are read",
             "image_too_large",
             "messages",
         )
@@ -130,21 +146,21 @@ def attached_part(data: bytes, detail: AskedDetail | None, limits: AttachmentLim
     return ImagePart(data, seen, trim=limits.trim)
 
 
-def _data_of(url: str) -> bytes:
+def _data_of(url: str, kind: MediaKind) -> bytes:
     """The bytes of a data: address."""
     head, comma, body = url[5:].partition(",")
     if not comma:
         raise bad_request("a data: address without a comma", "messages", "image_unreadable")
     if head.rstrip().lower().endswith(";base64"):
-        return _decode_base64(body)
+        return _decode_base64(body, kind)
     return unquote_to_bytes(body)
 
 
-def _decode_base64(text: str) -> bytes:
+def _decode_base64(text: str, kind: MediaKind) -> bytes:
     """Bytes of base64 in either alphabet, with or without padding and line breaks."""
     try:
         squeezed = "".join(unquote(text).split()).rstrip("=").encode("ascii")
         squeezed = squeezed.translate(bytes.maketrans(b"-_", b"+/"))
         return base64.b64decode(squeezed + b"=" * (-len(squeezed) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise bad_request("an image that is not base64", "messages", "image_unreadable") from error
+        raise bad_request(f"the {kind} is not base64", "messages", "image_unreadable") from error

@@ -18,6 +18,7 @@ from ernie_local.server.requests import (
     RefusalPart,
     TextPart,
     Tool,
+    VideoUrlPart,
 )
 from ernie_local.session import ChatMessage, MessagePart, ToolCall
 from ernie_local.text.template import Role
@@ -68,6 +69,8 @@ def _parts(message: ChatRequestMessage, attachments: Attachments) -> tuple[Messa
                 parts.append(attachments.image(url, detail))
             case ImageUrlPart(image_url=str(url)):
                 parts.append(attachments.image(url, None))
+            case VideoUrlPart():
+                parts.append(attachments.video(part.url, part.settings()))
             case FilePart(file=file):
                 if file.file_id is not None and file.file_data is None:
                     raise bad_request("files are not kept here: send file_data, not file_id", "messages")

@@ -18,10 +18,11 @@ from ernie_local.errors import (
 # Arguments of the library that are called otherwise in a request.
 _FIELDS = {
     "context_size": "--ctx-size of the server",
+    "images": "image_url",
     "image_tokens": "--image-tokens of the server",
     "thinking": "reasoning_effort",
     "text": "messages",
-    "videos": "ernie-local chat --video",
+    "videos": "video_url",
 }
 
 

@@ -1,4 +1,4 @@
-"""Fetches an image from the web: bounded in bytes, time and redirects, from public hosts only.
+"""Fetches an image or a video from the web: bounded in bytes, time and redirects, from public hosts only.
 
 A name is resolved once and the connection goes to that address, so that it cannot become a private one
 between the check and the use.
@@ -11,6 +11,7 @@ import socket
 import time
 from collections.abc import Iterable
 from http import HTTPStatus
+from typing import Literal, TypeAlias
 from urllib.parse import urljoin, urlsplit
 
 import httpcore2
@@ -19,7 +20,9 @@ from ernie_local.escapes import printable_line
 from ernie_local.server.failures import ApiError, bad_request
 from ernie_local.sizes import format_bytes
 
+MediaKind: TypeAlias = Literal["image", "video"]
 MAX_REDIRECTS = 3
+_ACCEPTED = {"image": "image/*, application/pdf", "video": "video/*, image/gif, image/webp"}
 _CONNECT_SECONDS = 10.0
 
 
@@ -59,7 +62,7 @@ def is_public(address: str) -> bool:
     return ip.is_global and not ip.is_multicast
 
 
-def fetch_image(url: str, max_bytes: int, max_seconds: float) -> bytes:
+def fetch_media(url: str, kind: MediaKind, max_bytes: int, max_seconds: float) -> bytes:
     """The bytes at an http or https address; ApiError 400 or 413 that says what was wrong with it."""
     deadline = time.monotonic() + max_seconds
     with httpcore2.ConnectionPool(network_backend=_PublicHosts(), retries=0) as pool:
@@ -69,7 +72,7 @@ def fetch_image(url: str, max_bytes: int, max_seconds: float) -> bytes:
             if urlsplit(url).scheme not in ("http", "https"):
                 raise _refused(url, "only http and https are fetched")
             try:
-                data, location = _request(pool, url, max_bytes, deadline)
+                data, location = _request(pool, url, kind, max_bytes, deadline)
             except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError) as error:
                 raise _refused(url, f"it could not be read ({type(error).__name__})") from error
             except (httpcore2.UnsupportedProtocol, ValueError) as error:
@@ -81,11 +84,11 @@ def fetch_image(url: str, max_bytes: int, max_seconds: float) -> bytes:
 
 
 def _request(
-    pool: httpcore2.ConnectionPool, url: str, max_bytes: int, deadline: float
+    pool: httpcore2.ConnectionPool, url: str, kind: MediaKind, max_bytes: int, deadline: float
 ) -> tuple[bytes, str | None]:
     """The body, or the address that the host sends us to."""
     timeout = dict.fromkeys(("connect", "read", "write", "pool"), _CONNECT_SECONDS)
-    headers = [("Accept", "image/*, application/pdf"), ("User-Agent", "ernie-local")]
+    headers = [("Accept", _ACCEPTED[kind]), ("User-Agent", "ernie-local")]
     with pool.stream("GET", url, headers=headers, extensions={"timeout": timeout}) as response:
         if response.status in (301, 302, 303, 307, 308):
             location = {name.lower(): value for name, value in response.headers}.get(b"location", b"")
@@ -108,7 +111,7 @@ def _request(
 
 
 def _refused(url: str, why: str) -> ApiError:
-    return bad_request(f"the image at {_shown(url)} is not used: {why}", "messages", "image_unreadable")
+    return bad_request(f"{_shown(url)} is not used: {why}", "messages", "image_unreadable")
 
 
 def _shown(url: str) -> str:

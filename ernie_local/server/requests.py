@@ -30,7 +30,7 @@ class ImageUrl(Struct):
 
 
 class TextPart(Struct, tag="text"):
-    """A text among images."""
+    """A text among images and videos."""
 
     text: str
 
@@ -39,6 +39,47 @@ class ImageUrlPart(Struct, tag="image_url"):
     """An image; some clients send the bare address."""
 
     image_url: ImageUrl | str
+
+
+class VideoSettings(Struct, kw_only=True):
+    """Which frames of a video the model sees: so many of each second, or so many in all, of a part of it.
+
+    num_frames: `frames` by its other name. start, end: seconds.
+    """
+
+    fps: float | None = None
+    frames: int | None = None
+    num_frames: int | None = None
+    start: float | None = None
+    end: float | None = None
+
+
+class VideoUrl(VideoSettings):
+    """Where a video is: data:, https:, or file:."""
+
+    url: str
+
+
+class VideoUrlPart(VideoSettings, tag="video_url"):
+    """A video, a moving GIF or WebP. Its settings stand in the part, or beside the address."""
+
+    video_url: VideoUrl | str
+
+    @property
+    def url(self) -> str:
+        """The address, however it was sent."""
+        return self.video_url if isinstance(self.video_url, str) else self.video_url.url
+
+    def settings(self) -> dict[str, Any]:
+        """Those that were said, as VideoPart takes them; ApiError for one that has two values."""
+        said: dict[str, Any] = {}
+        for place in (self, self.video_url):
+            for name in VideoSettings.__struct_fields__:
+                value = None if isinstance(place, str) else getattr(place, name)
+                known = "frames" if name == "num_frames" else name
+                if value is not None and said.setdefault(known, value) != value:
+                    raise bad_request(f"{known} of a video is {said[known]} and {value}", "messages")
+        return said
 
 
 class FileData(Struct):
@@ -61,7 +102,7 @@ class RefusalPart(Struct, tag="refusal"):
     refusal: str
 
 
-Part: TypeAlias = TextPart | ImageUrlPart | FilePart | RefusalPart
+Part: TypeAlias = TextPart | ImageUrlPart | VideoUrlPart | FilePart | RefusalPart
 Content: TypeAlias = str | list[Part] | None
 
 

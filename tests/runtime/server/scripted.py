@@ -10,7 +10,9 @@ from typing import Any
 from ernie_local.loading import LoadedModel
 from ernie_local.session import Answer, Chat, ChatMessage, Piece, Timings, ToolCall, Usage
 from ernie_local.session.boxes import locate_boxes
-from ernie_local.session.messages import images_of
+from ernie_local.session.messages import images_of, media_of
+from ernie_local.session.times import locate_times
+from ernie_local.session.video import ChatVideo
 
 
 class ScriptedChat(Chat):
@@ -42,8 +44,11 @@ class ScriptedChat(Chat):
     ) -> Iterator[Piece]:
         self.is_stopped = False
         self.asked.append(messages)
-        processor = self.model.image_processor
-        opened = [message.opened(processor) for message in messages]
+        files = self.model.files
+        opened = [
+            message.opened(files.image_processor, video_processor=files.video_processor)
+            for message in messages
+        ]
         question = messages[-1].text.strip()
         return self._pieces(question, self.script.get(question, question), opened)
 
@@ -62,6 +67,8 @@ class ScriptedChat(Chat):
             yield Piece("answer", word)
         images = images_of(messages)
         boxes, notes = locate_boxes(written, images, len(images_of(messages[-1:])))
+        videos = [one for one in media_of(messages) if isinstance(one, ChatVideo)]
+        times = locate_times(written, videos, len(videos))
         call = self.calls.get(question)
         self._scripted = Answer(
             text=written,
@@ -75,6 +82,7 @@ class ScriptedChat(Chat):
             peak_memory_bytes=None,
             boxes=boxes,
             box_notes=notes,
+            times=times,
         )
 
 

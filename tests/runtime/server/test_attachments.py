@@ -89,13 +89,43 @@ def test_files_are_read_below_the_media_path_only(tmp_path: Path) -> None:
         assert str(tmp_path) not in str(refused.value)
 
 
+def test_videos_come_by_the_same_ways_as_images(tmp_path: Path) -> None:
+    folder = tmp_path / "media"
+    folder.mkdir()
+    for path in (folder / "a.mp4", tmp_path / "secret.mp4"):
+        path.write_bytes(b"clip")
+    limits = AttachmentLimits(media_path=folder, max_bytes=4, max_images=2)
+
+    def video(url: str) -> object:
+        return Attachments(limits).video(url, {}).source
+
+    assert video("file://a.mp4") == video("data:video/mp4;base64,Y2xpcA==") == b"clip"
+    for url, words in (
+        ("file://../secret.mp4", "not below"),
+        ("https://example.org/a.mp4", "videos are not fetched.*--allow-remote-images"),
+        ("cid:1", "video addresses"),
+        ("data:video/mp4;base64,%%%", "the video is not base64"),
+    ):
+        with pytest.raises(ApiError, match=words) as refused:
+            video(url)
+        assert refused.value.status == 400
+    with pytest.raises(ApiError, match="the video has 5 bytes, at most 4 bytes are read") as refused:
+        video("data:,clips")
+    assert refused.value.status == 413
+    attachments = Attachments(limits)
+    attachments.image("data:,a", None)
+    attachments.video("data:,b", {})
+    with pytest.raises(ApiError, match="3 of one request, at most 2"):
+        attachments.video("data:,c", {})
+
+
 def test_sizes_and_counts_are_bounded(tmp_path: Path) -> None:
     limits = AttachmentLimits(max_bytes=len(PNG), max_images=2, media_path=tmp_path)
     url = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
     attachments = Attachments(limits)
     attachments.image(url, None)
     attachments.image(url, "low")
-    with pytest.raises(ApiError, match="more than 2") as refused:
+    with pytest.raises(ApiError, match="3 of one request, at most 2") as refused:
         attachments.image(url, None)
     assert refused.value.status == 413
     (tmp_path / "large.png").write_bytes(PNG + b"0")

@@ -233,7 +233,7 @@ def test_a_name_that_leads_to_this_machine_is_not_fetched(monkeypatch: pytest.Mo
     found: list[Any] = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (one, 80)) for one in addresses]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     with pytest.raises(ApiError, match="not public"):
-        remote.fetch_image("http://rebind.example/a.png", 100, 2)
+        remote.fetch_media("http://rebind.example/a.png", "image", 100, 2)
 
 
 def test_markup_of_an_answer_does_nothing() -> None:

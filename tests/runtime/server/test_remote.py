@@ -11,7 +11,7 @@ import pytest
 
 from ernie_local.server import remote
 from ernie_local.server.failures import ApiError
-from ernie_local.server.remote import fetch_image
+from ernie_local.server.remote import fetch_media
 
 
 class _Host(BaseHTTPRequestHandler):
@@ -60,8 +60,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def test_an_image_is_fetched_also_where_it_has_moved(host: str) -> None:
-    assert fetch_image(f"{host}/image", 100, 5) == b"image"
-    assert fetch_image(f"{host}/to/{host}/to//image", 100, 5) == b"image"
+    assert fetch_media(f"{host}/image", "image", 100, 5) == b"image"
+    assert fetch_media(f"{host}/to/{host}/to//image", "video", 100, 5) == b"image"
 
 
 @pytest.mark.parametrize(
@@ -80,5 +80,5 @@ def test_what_is_not_fetched_is_refused_with_the_reason(
     host: str, path: str, words: str, status: int
 ) -> None:
     with pytest.raises(ApiError, match=words) as refused:
-        fetch_image(host + path, 1 << 20, 0.3)
+        fetch_media(host + path, "video", 1 << 20, 0.3)
     assert refused.value.status == status
