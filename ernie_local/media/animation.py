@@ -15,6 +15,9 @@ from ernie_local.media.decode import check_size, reporting_damage
 _DECODERS = {"GIF": GifImagePlugin.GifImageFile, "WebP": WebPImagePlugin.WebPImageFile}
 _DEFAULT_MILLISECONDS = 100  # what browsers take where a file says 0
 MOST_ANIMATION_FRAMES = 100_000
+# Of all its frames, each of which is drawn in full whether it is seen or not: a file of 20 bytes a frame may
+# ask for hours.
+_MOST_PIXELS = 2 << 30
 
 
 class Animation:
@@ -25,7 +28,7 @@ class Animation:
     """
 
     def __init__(self, file: BinaryIO, kind: str, name: str) -> None:
-        """InputUnreadable for a damaged file, and for one that does not move."""
+        """InputUnreadable for a damaged file, one that does not move, and one of too many pixels."""
         self.name, self._kind = name, kind
         with reporting_damage(name, kind, None):
             self._image: ImageFile.ImageFile = _DECODERS[kind](file)
@@ -37,6 +40,14 @@ class Animation:
                     "possible",
                     "an image that does not move is read in more detail as an image",
                     "give it as an image",
+                )
+            width, height = self._image.size
+            if self.num_frames * width * height > _MOST_PIXELS:
+                raise InputUnreadable(
+                    f"{name}: {self.num_frames} frames of {width} x {height} pixels, "
+                    f"{_MOST_PIXELS // (width * height)} of that size are possible",
+                    f"every frame of a {kind} image is drawn before its length is known",
+                    "convert it to a video: ffmpeg -i in.gif -c:v libx264 out.mp4",
                 )
             durations = [self._duration(index) for index in range(self.num_frames)]
         self._ends = list(accumulate(durations))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import struct
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 
 from ernie_local.errors import ErnieLocalError, InputUnreadable
+from ernie_local.media.animation import Animation
 from ernie_local.media.open_video import open_video
 from ernie_local.media.processor import image_to_patches
 from ernie_local.media.processor_config import ImageProcessorConfig
@@ -123,6 +125,16 @@ def test_a_jump_that_fails_costs_no_frame(clip: Path, monkeypatch: pytest.Monkey
     opened = open_video(clip, SMALL, VideoSampling(frames=3))
     assert asked
     assert (opened.report.frames, opened.report.notes) == ((0, 33, 66), ())
+
+
+def test_an_animation_that_asks_for_hours_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 23 bytes a frame."""
+    control, place = b"\x21\xf9\x04\x08\x0a\0\0\0", struct.pack("<4HB", 0, 0, 1, 1, 0)
+    frame = control + b"\x2c" + place + b"\x02\x02\x44\x01\x00"
+    head = b"GIF89a" + struct.pack("<2H3B", 4000, 4000, 0x80, 0, 0) + bytes(3) + b"\xff" * 3
+    monkeypatch.setattr(Animation, "_duration", None)  # which draws
+    with pytest.raises(InputUnreadable, match="140 frames of 4000 x 4000 pixels, 134 of that size"):
+        open_video(head + 140 * frame + b"\x3b", SMALL)
 
 
 def test_a_title_in_no_known_alphabet_is_no_obstacle(tmp_path: Path) -> None:
