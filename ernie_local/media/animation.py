@@ -11,6 +11,7 @@ from PIL import GifImagePlugin, Image, ImageFile, WebPImagePlugin
 
 from ernie_local.errors import InputUnreadable
 from ernie_local.media.decode import check_size, reporting_damage
+from ernie_local.progress import Pause
 
 _DECODERS = {"GIF": GifImagePlugin.GifImageFile, "WebP": WebPImagePlugin.WebPImageFile}
 _DEFAULT_MILLISECONDS = 100  # what browsers take where a file says 0
@@ -27,9 +28,12 @@ class Animation:
     average, each of which shows what the moving image shows at that time.
     """
 
-    def __init__(self, file: BinaryIO, kind: str, name: str) -> None:
-        """InputUnreadable for a damaged file, one that does not move, and one of too many pixels."""
-        self.name, self._kind = name, kind
+    def __init__(self, file: BinaryIO, kind: str, name: str, pause: Pause | None = None) -> None:
+        """pause: as of VideoFile, between frames.
+
+        InputUnreadable for a damaged file, one that does not move, and one of too many pixels.
+        """
+        self.name, self._kind, self._pause = name, kind, pause
         with reporting_damage(name, kind, None):
             self._image: ImageFile.ImageFile = _DECODERS[kind](file)
             check_size(*self._image.size, name)
@@ -74,6 +78,8 @@ class Animation:
 
     def _duration(self, index: int) -> int:
         """Milliseconds for which a frame stays."""
+        if self._pause is not None:
+            self._pause()
         self._image.seek(index)
         if self._kind == "WebP":  # which tells it when it has been decoded
             self._image.load()

@@ -33,6 +33,7 @@ from ernie_local.media.video_sampling import (
 )
 from ernie_local.media.video_size import VideoReport, measure_video
 from ernie_local.media.video_stamp import check_font, draw_stamp
+from ernie_local.progress import Pause
 
 VideoSource: TypeAlias = "str | os.PathLike[str] | bytes"
 OnFrame: TypeAlias = Callable[[int, int], None]
@@ -58,13 +59,14 @@ def open_video(
     *,
     most_tokens: int | None = None,
     on_frame: OnFrame | None = None,
+    pause: Pause | None = None,
 ) -> OpenedVideo:
     """Open a video, a moving GIF or WebP.
 
     source: a path, with a part of it as in "clip.mp4@00:10-00:35" unless a file has exactly that name, or
     bytes, of which nothing is written to disk. processor: as of `read_video_processor`. sampling: None is as
     the model was trained. most_tokens: that there is room for. on_frame: gets how many frames are ready, and
-    of how many; what it raises ends the reading.
+    of how many. pause: is called often while the file is read, and ends the reading by what it raises.
 
     InputUnreadable for what is no video, damaged beyond what neighbouring frames make up for, or too large;
     UsageError for a part that is given twice; DoesNotFit for more than `most_tokens`, before a frame is
@@ -72,12 +74,12 @@ def open_video(
     """
     sampling = sampling or VideoSampling()
     if isinstance(source, bytes):
-        wanted = _Wanted("video", None, processor, sampling, most_tokens)
+        wanted = _Wanted("video", None, processor, sampling, most_tokens, pause)
         return _open(io.BytesIO(source), wanted, on_frame)
     text, sampling = _path_and_part(source, sampling)
     with open_given(text, "a video") as file:
         path = os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111
-        return _open(file, _Wanted(text, path, processor, sampling, most_tokens), on_frame)
+        return _open(file, _Wanted(text, path, processor, sampling, most_tokens, pause), on_frame)
 
 
 def check_video(source: str | os.PathLike[str], sampling: VideoSampling) -> None:
@@ -123,11 +125,12 @@ class _Wanted(NamedTuple):
     processor: ImageProcessorConfig
     sampling: VideoSampling
     most_tokens: int | None
+    pause: Pause | None
 
 
 def _open(file: BinaryIO, wanted: _Wanted, on_frame: OnFrame | None) -> OpenedVideo:
-    name, path, processor, sampling, most_tokens = wanted
-    with _open_source(file, name) as video:
+    name, path, processor, sampling, most_tokens, pause = wanted
+    with _open_source(file, name, pause) as video:
         shown = _shown_name(name, sampling)
         report = measure_video(shown, video.size, video.num_frames, video.fps, sampling, processor)
         check_font(name)
@@ -151,7 +154,7 @@ def _open(file: BinaryIO, wanted: _Wanted, on_frame: OnFrame | None) -> OpenedVi
         )
 
 
-def _open_source(file: BinaryIO, name: str) -> VideoFile | Animation:
+def _open_source(file: BinaryIO, name: str, pause: Pause | None = None) -> VideoFile | Animation:
     head = file.read(SNIFFED_BYTES)
     if not head:
         raise InputUnreadable(
@@ -162,14 +165,14 @@ def _open_source(file: BinaryIO, name: str) -> VideoFile | Animation:
     kind = image_format(head)
     if kind in _MOVING:
         file.seek(0)
-        return Animation(file, kind, name)
+        return Animation(file, kind, name, pause)
     if kind is not None:
         raise InputUnreadable(
             f"{name}: is a {kind} file, not a video",
             "it is read in more detail as an image",
             f"give it as an image: {parameter('images', name)}",
         )
-    return VideoFile(file, name)
+    return VideoFile(file, name, pause)
 
 
 def _fill(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from ernie_local.errors import InputUnreadable
 from ernie_local.media.decode import check_size
 from ernie_local.media.video_stamp import missing_extra
+from ernie_local.progress import Pause
 from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
@@ -41,13 +42,16 @@ class VideoFile:
     the user. Closing is up to the caller (`with`).
     """
 
-    def __init__(self, file: BinaryIO, name: str) -> None:
-        """InputUnreadable without PyAV, for what is no video, has no picture, no frame, or is too large."""
+    def __init__(self, file: BinaryIO, name: str, pause: Pause | None = None) -> None:
+        """pause: is called between packets, and ends the reading by what it raises.
+
+        InputUnreadable without PyAV, for what is no video, has no picture, no frame, or is too large.
+        """
         try:
             import av
         except ImportError as error:
             raise missing_extra(name, f"its decoder is optional: {error}") from error
-        self.name, self._file = name, file
+        self.name, self._file, self._pause = name, file, pause
         # PyAV itself stumbles over packets of a stream that begins later in the file.
         self._errors: tuple[type[Exception], ...] = (av.FFmpegError, IndexError)
         self._open_container: Callable[..., Any] = av.open
@@ -149,6 +153,8 @@ class VideoFile:
         num_frames, has_times = 0, True
         try:
             for packet in self._container.demux(self._stream):
+                if self._pause is not None:
+                    self._pause()
                 if packet.size == 0 or packet.is_discard:
                     continue
                 num_frames += 1
@@ -221,6 +227,8 @@ class VideoFile:
                 packet = None
             if packet is None:
                 return
+            if self._pause is not None:
+                self._pause()
             if kept is not None:  # one that no other frame needs is skipped
                 context.skip_frame = "DEFAULT" if packet.pts in kept else "NONREF"
             try:

@@ -230,10 +230,11 @@ class Chat(Answering):
         self._stop_asked = False
         files, context_size = self.model.files, self._sequence.engine.context_size
         room = context_size - sum(one.num_tokens for turn in turns for one in turn.media)
-        on_frame, opened = partial(Pauses(self._should_stop).reach, "frames"), list[ChatMessage]()
+        pauses, opened = Pauses(self._should_stop), list[ChatMessage]()
         for message in messages:
+            pause = partial(pauses.ask, "messages", len(opened), len(messages))
             video_processor = files.video_processor if message.has_videos else None
-            one = message.opened(files.image_processor, context_size, video_processor, room, on_frame)
+            one = message.opened(files.image_processor, context_size, video_processor, room, pause)
             room -= sum(media.num_tokens for media in one.media)
             opened.append(one)
         return opened

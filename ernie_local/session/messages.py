@@ -11,8 +11,9 @@ from PIL import Image
 
 from ernie_local.errors import UsageError, parameter
 from ernie_local.media.open_image import OpenedImage
-from ernie_local.media.open_video import OnFrame, OpenedVideo
+from ernie_local.media.open_video import OpenedVideo
 from ernie_local.media.processor_config import ImageProcessorConfig
+from ernie_local.progress import Pause
 from ernie_local.session.image import ChatImage, ChatImageSource, ImagePart, open_each
 from ernie_local.session.video import ChatVideo, ChatVideoSource, VideoPart, open_chat_video
 from ernie_local.text.reasoning import ToolCall
@@ -90,13 +91,13 @@ class ChatMessage:
         context_size: int | None = None,
         video_processor: ImageProcessorConfig | None = None,
         most_tokens: int | None = None,
-        on_frame: OnFrame | None = None,
+        pause: Pause | None = None,
     ) -> ChatMessage:
         """The same with its images and videos opened, each page of a document an image.
 
         context_size and errors as of `open_chat_images` and `open_video`. video_processor: of a model, None
         where no part is a video. most_tokens: that there is room for; images that have taken it leave none
-        for a video. on_frame: as of `open_video`.
+        for a video. pause: as of `open_video`.
         """
         sources = [part for part in self.parts if not isinstance(part, (str, *_VIDEOS))]
         images = open_each(cast("list[ChatImageSource]", sources), processor, context_size)
@@ -106,7 +107,7 @@ class ChatMessage:
         for part in self.parts:
             if isinstance(part, _VIDEOS):
                 assert video_processor is not None, "whoever opens videos says how"
-                video = open_chat_video(part, video_processor, most_tokens, on_frame)
+                video = open_chat_video(part, video_processor, most_tokens, pause)
                 most_tokens = None if most_tokens is None else most_tokens - video.num_tokens
                 parts.append(video)
             else:

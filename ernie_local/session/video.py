@@ -8,12 +8,13 @@ from typing import TypeAlias
 
 from ernie_local.errors import InputUnreadable
 from ernie_local.media.image_size import ImageReport
-from ernie_local.media.open_video import OnFrame, OpenedVideo, VideoSource, open_video
+from ernie_local.media.open_video import OpenedVideo, VideoSource, open_video
 from ernie_local.media.patches import VideoPatches
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.media.tokens import Grid
 from ernie_local.media.video_sampling import VideoSampling
 from ernie_local.media.video_size import VideoReport
+from ernie_local.progress import Pause
 from ernie_local.reuse.identity import digest_of
 from ernie_local.session.image import KeyedMedia
 
@@ -90,7 +91,7 @@ def open_chat_video(
     source: ChatVideoSource,
     processor: ImageProcessorConfig,
     most_tokens: int | None = None,
-    on_frame: OnFrame | None = None,
+    pause: Pause | None = None,
 ) -> ChatVideo:
     """Open a video for a chat, unless it is open; arguments and errors of `open_video`."""
     if isinstance(source, ChatVideo):
@@ -98,7 +99,7 @@ def open_chat_video(
     part = source if isinstance(source, VideoPart) else VideoPart(source)
     if isinstance(part.source, OpenedVideo):
         return ChatVideo(part.source)
-    opened = open_video(part.source, processor, part.sampling, most_tokens=most_tokens, on_frame=on_frame)
+    opened = open_video(part.source, processor, part.sampling, most_tokens=most_tokens, pause=pause)
     return ChatVideo(opened)
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ernie_local.errors import ErnieLocalError, InputUnreadable
+from ernie_local.errors import ErnieLocalError, InputUnreadable, Interrupted
 from ernie_local.media.animation import Animation
 from ernie_local.media.open_video import open_video
 from ernie_local.media.processor import image_to_patches
@@ -135,6 +135,24 @@ def test_an_animation_that_asks_for_hours_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Animation, "_duration", None)  # which draws
     with pytest.raises(InputUnreadable, match="140 frames of 4000 x 4000 pixels, 134 of that size"):
         open_video(head + 140 * frame + b"\x3b", SMALL)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "gif"])
+def test_a_reading_is_ended_before_its_frames_are_known(tmp_path: Path, suffix: str) -> None:
+    """A file may have many frames, of which none is seen."""
+    path = tmp_path / f"clip.{suffix}"
+    written = write_animation(path, [100] * 9) if suffix == "gif" else write_video(path, 40)
+    num_asked = 0
+
+    def pause() -> None:
+        nonlocal num_asked
+        num_asked += 1
+        if num_asked == 5:
+            raise Interrupted("stopped", "asked to", "go on")
+
+    with pytest.raises(Interrupted):
+        open_video(written, SMALL, pause=pause)
+    assert num_asked == 5
 
 
 def test_a_title_in_no_known_alphabet_is_no_obstacle(tmp_path: Path) -> None:

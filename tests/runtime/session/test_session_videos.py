@@ -171,16 +171,18 @@ def test_videos_of_a_conversation_share_the_context(chat: Talk, clip: Path) -> N
 
 
 def test_a_stop_ends_the_reading_of_a_video(chat: Talk, clip: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = FrameStore.write
+    write, written = FrameStore.write, list[int]()
 
     def stopping(self: FrameStore, index: int, frame: Image.Image) -> None:
         write(self, index, frame)
+        written.append(index)
         chat.chat.stop()
 
     with monkeypatch.context() as patched:
         patched.setattr(FrameStore, "write", stopping)
-        with pytest.raises(Interrupted, match="after 1 of 4 frames"):
-            chat.chat.ask("What?", videos=VideoPart(clip, frames=4))
+        with pytest.raises(Interrupted, match="after 0 of 1 messages"):
+            chat.chat.ask("What?", videos=VideoPart(clip, frames=12))
+    assert len(written) < 12
     assert chat.ask("What?", "This.", videos=VideoPart(clip, frames=4)).finish_reason == "stop"
 
 
