@@ -16,7 +16,7 @@ from ernie_quant.evaluation import observation
 from ernie_quant.evaluation.observation import ZoomedAnswer
 from tests.cli.running import Command
 from tests.plain_export import export_plainly
-from tests.rounding import rounded_floats
+from tests.rounding import same_figures
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_the_object_has_every_figure_of_the_table(command: Command, rounded: Pat
     }
     assert len(found["flips"]) == found["answers"]["right_to_wrong"] + found["answers"]["wrong_to_right"]
     assert cache.is_file()
-    assert rounded_floats(command(*arguments).json()) == rounded_floats(said)
+    assert same_figures(command(*arguments).json(), said)
 
 
 def test_the_checkpoints_cache_alone_has_the_type_that_is_asked_for(command: Command) -> None:

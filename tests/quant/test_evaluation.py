@@ -34,7 +34,7 @@ from ernie_quant.evaluation.run import (
     find_candidate,
 )
 from tests.conftest import PackNano
-from tests.rounding import rounded_floats
+from tests.rounding import same_figures
 
 SAMPLES = 3
 
@@ -214,9 +214,7 @@ def test_kept_results_are_used_again_and_say_the_same(
     monkeypatch.setattr(ernie_local, "load", watched)
     again = Evaluation(job(cache)).evaluate(find_candidate(str(rounded)))
     assert loaded == ["w2"]
-    assert rounded_floats(dataclasses.asdict(again.summary)) == rounded_floats(
-        dataclasses.asdict(near.summary)
-    )
+    assert same_figures(dataclasses.asdict(again.summary), dataclasses.asdict(near.summary))
 
 
 @pytest.mark.parametrize(
