@@ -12,6 +12,11 @@ GOLDEN_FILE, GOLDEN_IMAGE = "golden.json", "benchmark.jpg"
 MODEL_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "*.jinja", GOLDEN_IMAGE)
 # Python's table lacks them.
 _MORE_IMAGES = (".jp2", ".jfif", ".avif", ".heic", ".webp")
+# No .ts, which is TypeScript, too. Moving GIFs and WebPs are images by name.
+_VIDEOS = (
+    ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv", ".mts",
+    ".m2ts",
+)  # fmt: skip
 _MOST_NAME_BYTES = 255  # of Linux and of most file systems
 
 
@@ -32,6 +37,11 @@ def is_image_name(name: str) -> bool:
     """Whether a file of this name is an image, or a PDF, whose pages are images."""
     kind = mimetypes.guess_type(name, strict=False)[0] or ""
     return kind.startswith("image/") or kind == "application/pdf" or name.lower().endswith(_MORE_IMAGES)
+
+
+def is_video_name(name: str) -> bool:
+    """Whether a file of this name is a video."""
+    return name.lower().endswith(_VIDEOS)
 
 
 def by_number(name: str) -> list[tuple[int, str]]:

@@ -73,6 +73,8 @@ MOST_SAMPLES = 1_000_000  # which take days to draw
 FamilyName = Literal["images", "documents", "charts", "texts", "fields", "clips", "closeups"]
 
 size_option = partial(option, metavar="SIZE")
+fps_option = partial(option, metavar="X", min=0.001, max=1000.0)
+frames_option = partial(option, metavar="N", min=1, max=180)
 share_option = partial(option, metavar="X", min=0.0, max=1.0)
 file_option = partial(option, metavar="FILE", autocompletion=complete_path)
 path_argument = partial(argument, autocompletion=complete_path)

@@ -9,13 +9,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from ernie_local.errors import InputUnreadable, UsageError, parameter
-from ernie_local.file_names import by_number, is_image_name
-from ernie_local.files import open_plain
+from ernie_local.file_names import by_number, is_image_name, is_video_name
+from ernie_local.media.animation import MOVING_KINDS, moves
 from ernie_local.media.draw_boxes import is_drawing
-from ernie_local.media.formats import SNIFFED_BYTES, sniff_format
+from ernie_local.media.formats import SNIFFED_BYTES, image_format, is_video, sniff_format
+from ernie_local.media.given_file import open_given, reporting_unreadable
 from ernie_local.media.open_image import OpenedImage, open_images
 from ernie_local.media.pages import MAX_PAGES, PageRequest, split_page_request
 
+VIDEO = "video"
 _KINDS_WITH_PAGES = ("PDF", "TIFF")
 _SHOWN_NAMES = 5
 
@@ -34,7 +36,7 @@ class DocumentFile:
 
 @dataclass(frozen=True, slots=True)
 class FoundFiles:
-    """What lies below the given paths. folder: from which names count. others: names of what is no image."""
+    """What lies below the given paths. folder: from which names count. others: names of what is left out."""
 
     folder: Path
     files: tuple[DocumentFile, ...]
@@ -43,9 +45,10 @@ class FoundFiles:
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """What one record is of. page: from 1; None for an image, and for a file asked about as a whole.
+    """What one record is of. page: from 1; None for an image, a video, and a file asked about as a whole.
 
     num_pages: of its file. opened: its images where they are open already. error: why it cannot be opened.
+    is_video: it has frames, which are opened by who reads them.
     """
 
     file: DocumentFile
@@ -53,6 +56,7 @@ class Document:
     num_pages: int = 1
     opened: tuple[OpenedImage, ...] = field(default=(), repr=False)
     error: InputUnreadable | None = None
+    is_video: bool = False
 
     @property
     def key(self) -> tuple[str, int | None]:
@@ -60,7 +64,8 @@ class Document:
         return self.file.name, self.page
 
     def open(self, password: str | None = None) -> tuple[OpenedImage, ...]:
-        """Its image, or that of each of its pages; InputUnreadable where they cannot be read."""
+        """Its image, or that of each of its pages; InputUnreadable where they cannot be read. Of no video."""
+        assert not self.is_video, "a reader opens videos as its model sees them"
         if self.error is not None:
             raise self.error
         if self.opened:
@@ -72,7 +77,7 @@ class Document:
 def find_files(
     paths: Sequence[Path], pattern: str | None = None, leave_out: Sequence[Path] = ()
 ) -> FoundFiles:
-    """The documents at `paths`: files themselves, and images and PDFs in folders and the folders below.
+    """The documents at `paths`: files themselves; images, PDFs and videos in folders and the folders below.
 
     pattern: such as "*.pdf" or "2024/*"; then these files of the folders, whatever their kind. leave_out:
     files of the folders that are no documents, such as outputs. Also left out are drawings of boxes, and
@@ -120,7 +125,9 @@ def check_found(found: FoundFiles, pattern: str | None = None) -> None:
     """InputUnreadable where there is no document at all."""
     if found.files:
         return
-    kinds = "images or PDFs" if pattern is None else f"files that {parameter('glob', pattern)} matches"
+    kinds = (
+        "images, PDFs or videos" if pattern is None else f"files that {parameter('glob', pattern)} matches"
+    )
     raise InputUnreadable(
         f"{found.folder}: 0 {kinds}",
         f"{len(found.others)} other files are there: {', '.join(found.others[:_SHOWN_NAMES])}"
@@ -138,7 +145,8 @@ def documents_of(
     password: str | None = None,
     on_file: Callable[[DocumentFile, int], None] | None = None,
 ) -> Iterator[Document]:
-    """The documents of files that are not in `done`: each page of a PDF and of a TIFF of several, each image.
+    """The documents of files that are not in `done`: each page of a PDF and of a TIFF of several, each image,
+    each video, to which a moving GIF or WebP belongs.
 
     per_file: all pages of a file are one document. done: keys of records. A file that cannot be read is a
     document with an error. on_file: gets each file with its number of documents when that is known.
@@ -155,9 +163,9 @@ def documents_of(
 
 def _documents_in(file: DocumentFile, per_file: bool, password: str | None) -> Iterator[Document]:
     try:
-        kind = _kind(file.path)
+        kind = document_kind(file.path)
         if kind not in _KINDS_WITH_PAGES:
-            yield Document(file)
+            yield Document(file, is_video=kind == VIDEO)
             return
         first = open_images(file.path, pages=PageRequest(1, 1), password=password)
     except InputUnreadable as error:
@@ -185,19 +193,22 @@ def _page_fault(file: DocumentFile, num_pages: int) -> InputUnreadable | None:
     )
 
 
-def _kind(path: Path) -> str:
-    """Of the content; InputUnreadable where it is no image."""
-    try:
-        with open_plain(path) as file:
-            head = file.read(SNIFFED_BYTES) or b""
-            num_bytes = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise InputUnreadable(
-            f"{path}: cannot be read",
-            error.strerror or str(error),
-            "check the path and the rights to read it",
-        ) from error
-    return sniff_format(head, str(path), num_bytes)
+def document_kind(path: Path) -> str:
+    """The format of an image, or VIDEO; InputUnreadable where a file is neither.
+
+    By its content. Only where that tells nothing, its name may say that it is a video.
+    """
+    name = str(path)
+    with reporting_unreadable(name, "an image"), open_given(name, "an image") as file:
+        head = file.read(SNIFFED_BYTES) or b""
+        kind, num_bytes = image_format(head), os.fstat(file.fileno()).st_size
+        if is_video(head) or (kind is None and is_video_name(name)):
+            return VIDEO
+        if kind in MOVING_KINDS:
+            file.seek(0)
+            if moves(file, kind, name):
+                return VIDEO
+    return sniff_format(head, name, num_bytes)
 
 
 def _files_below(root: Path) -> Iterator[tuple[Path, InputUnreadable | None]]:
@@ -227,7 +238,7 @@ def _files_below(root: Path) -> Iterator[tuple[Path, InputUnreadable | None]]:
 
 def _is_wanted(path: Path, root: Path, pattern: str | None, skipped: Container[str]) -> bool:
     if pattern is None:
-        fits = is_image_name(path.name)
+        fits = is_image_name(path.name) or is_video_name(path.name)
     else:
         fits = fnmatchcase(path.name, pattern) or fnmatchcase(path.relative_to(root).as_posix(), pattern)
     return fits and os.path.realpath(path) not in skipped and not is_drawing(path)

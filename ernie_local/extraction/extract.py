@@ -25,7 +25,7 @@ def extract(
     min_confidence: float | None = None,
     password: str | None = None,
 ) -> Generator[Record, None, None]:
-    """A record of each document at `paths`, when it is done: each page of PDFs, each image, in folders too.
+    """A record of each document at `paths`, when it is done: each page of PDFs, each image, each video.
 
     fields: what `AnswerForm.of` makes a form of, or ReadingOptions, which say how they are asked for, too.
     pattern: of folders, the files that match, such as "*.pdf". per_file: the pages of a file are one

@@ -1,4 +1,4 @@
-"""Asks a model about the images of a document, checks its answer, and asks once more where a check fails."""
+"""Asks a model about the images or the video of a document, and once more where a check fails."""
 
 from __future__ import annotations
 
@@ -7,21 +7,36 @@ import json
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
-from ernie_local.errors import Interrupted, UsageError, parameter
+from ernie_local.errors import InputUnreadable, Interrupted, ModelUnusable, UsageError, parameter
 from ernie_local.extraction.boxes import BOX_INSTRUCTION, schema_with_boxes, split_boxes, split_confidence
 from ernie_local.extraction.checks import Check, failed_checks
 from ernie_local.extraction.questions import FieldQuestion, object_schema, put, questions_of
-from ernie_local.extraction.run import FoundFields
+from ernie_local.extraction.run import DocumentMedia, FoundFields
 from ernie_local.loading import LoadedModel
 from ernie_local.media.detail import Detail
 from ernie_local.media.open_image import OpenedImage
+from ernie_local.media.video_sampling import VideoSampling
 from ernie_local.sampling import SamplingOptions
-from ernie_local.session import Answer, Chat, ChatImage, ChatMessage, ImagePart, Piece, open_chat_images
+from ernie_local.session import (
+    Answer,
+    Chat,
+    ChatImage,
+    ChatMedia,
+    ChatMessage,
+    ChatVideo,
+    ImagePart,
+    Piece,
+    VideoPart,
+    open_chat_images,
+    open_chat_video,
+)
 from ernie_local.structured import AnswerForm
 
-DEFAULT_PROMPT = "Read the fields of this document."
+DEFAULT_PROMPT, DEFAULT_VIDEO_PROMPT = "Read the fields of this document.", "Read the fields of this video."
+NO_BOXES_NOTE = "boxes are asked for of images: the values of a video are read without"
 # A model may repeat itself until the context is full.
 DEFAULT_MAX_TOKENS = 2048
 AskMode = Literal["together", "each"]
@@ -33,9 +48,9 @@ class ReadingOptions:
 
     form: of the fields, an object. ask: "together" asks for all fields in one answer of JSON; "each" asks one
     question for each field, for small models. prompt: what is asked; with "each", what stands before each
-    question. boxes: ask for the place of each value too. checks: of the fields. retry: ask once more where a
-    check fails. thinking, thinking_budget,
-    max_tokens: of each answer, as of `Chat.send`. detail, trim: of each image, as of `ImagePart`.
+    question. boxes: ask for the place of each value too, of images. checks: of the fields. retry: ask once
+    more where a check fails. thinking, thinking_budget, max_tokens: of each answer, as of `Chat.send`.
+    detail, trim: of each image, as of `ImagePart`. fps, frames: of each video, as of `VideoPart`.
     """
 
     form: AnswerForm
@@ -49,9 +64,12 @@ class ReadingOptions:
     max_tokens: int | None = DEFAULT_MAX_TOKENS
     detail: Detail = "high"
     trim: bool = False
+    fps: float | None = None
+    frames: int | None = None
 
     def __post_init__(self) -> None:
         object_schema(self.form)
+        _ = self.sampling  # refuses what means nothing
         if self.boxes and self.ask == "each":
             raise UsageError(
                 f"{parameter('boxes')} with {parameter('ask', 'each')}",
@@ -59,6 +77,11 @@ class ReadingOptions:
                 parameter("ask", "together"),
             )
         _ = self.answer_form  # refuses a schema that has no form with boxes
+
+    @property
+    def sampling(self) -> VideoSampling:
+        """Which frames of a video are seen."""
+        return VideoSampling(self.fps, self.frames)
 
     @property
     def answer_form(self) -> AnswerForm:
@@ -71,6 +94,8 @@ class ReadingOptions:
     def identity(self) -> dict[str, str]:
         """What the records depend on, by name: the file of records is continued for the same alone."""
         schema = json.dumps(self.form.schema, ensure_ascii=False)
+        of_videos = {"fps": self.fps, "frames": self.frames}
+        seen = "".join(f", {name} {number:g}" for name, number in of_videos.items() if number is not None)
         return {
             "schema": hashlib.sha256(schema.encode()).hexdigest()[:16],
             "ask": self.ask,
@@ -80,7 +105,7 @@ class ReadingOptions:
             "retry": str(self.retry),
             "max-tokens": str(self.max_tokens),
             "think": f"{self.thinking}, {self.thinking_budget}",
-            "detail": f"{self.detail}{', trimmed' * self.trim}",
+            "detail": f"{self.detail}{', trimmed' * self.trim}{seen}",
         }
 
 
@@ -95,11 +120,24 @@ class ChatReader:
         self._form = options.answer_form
         self._is_stopped = False
 
-    def read(self, images: Sequence[OpenedImage]) -> FoundFields:
+    def open_video(self, path: Path) -> ChatVideo:
+        """As of DocumentReader; InputUnreadable also where the model's files do not say how it sees one."""
+        part = VideoPart(path, self._options.fps, self._options.frames)
+        try:
+            return open_chat_video(part, self._chat.model.files.video_processor)
+        except ModelUnusable as error:  # images go on
+            raise InputUnreadable(f"{path}: {error.what}", error.why, error.hint) from error
+
+    def read(self, media: Sequence[DocumentMedia]) -> FoundFields:
         """As of DocumentReader."""
         options, model = self._options, self._chat.model
-        parts = [ImagePart(image, options.detail, trim=options.trim) for image in images]
-        opened = open_chat_images(parts, model.image_processor, model.settings.context_size)
+        parts = [
+            ImagePart(one, options.detail, trim=options.trim) for one in media if isinstance(one, OpenedImage)
+        ]
+        opened: list[ChatMedia] = [
+            *open_chat_images(parts, model.image_processor, model.settings.context_size),
+            *(one for one in media if isinstance(one, ChatVideo)),
+        ]
         found = self._ask_fields(opened, self._questions) if self._questions else self._ask_together(opened)
         failed = failed_checks(options.checks, found.fields)
         if failed and options.retry:
@@ -114,14 +152,22 @@ class ChatReader:
         self._is_stopped = True
         self._chat.stop()
 
-    def _ask_together(self, images: Sequence[ChatImage]) -> FoundFields:
-        answer = self._ask(images, self._options.prompt or DEFAULT_PROMPT, self._form)
-        return self._found(answer, images)
+    def _form_of(self, media: Sequence[ChatMedia]) -> AnswerForm:
+        """Of an answer to all questions; without boxes where there is a video."""
+        return self._options.form if _has_video(media) else self._form
 
-    def _found(self, answer: Answer, images: Sequence[ChatImage]) -> FoundFields:
+    def _ask_together(self, media: Sequence[ChatMedia]) -> FoundFields:
+        default = DEFAULT_VIDEO_PROMPT if _has_video(media) else DEFAULT_PROMPT
+        answer = self._ask(media, self._options.prompt or default, self._form_of(media))
+        return self._found(answer, media)
+
+    def _found(self, answer: Answer, media: Sequence[ChatMedia]) -> FoundFields:
         """What an answer to all questions says."""
         if not self._options.boxes:
             return FoundFields(answer.value, answer.confidence)
+        if _has_video(media):
+            return FoundFields(answer.value, answer.confidence, notes=(NO_BOXES_NOTE,))
+        images = [one for one in media if isinstance(one, ChatImage)]
         if len(images) > 1:
             raise UsageError(
                 f"{parameter('boxes')} with {len(images)} images in one question",
@@ -132,39 +178,39 @@ class ChatReader:
         return FoundFields(fields, split_confidence(answer.confidence), boxes, notes=notes)
 
     def _ask_again(
-        self, images: Sequence[ChatImage], failed: Sequence[Check], found: FoundFields
+        self, media: Sequence[ChatMedia], failed: Sequence[Check], found: FoundFields
     ) -> FoundFields:
         """What the model finds after it has been told what does not hold."""
         told = f"This does not hold: {'; '.join(check.describe(found.fields) for check in failed)}."
         if not self._questions:
             text = f"{told} Look at the document again, and correct the fields."
-            answer = self._run(self._chat.ask(text, **self._limits, schema=self._form))
-            return self._found(answer, images)
+            answer = self._run(self._chat.ask(text, **self._limits, schema=self._form_of(media)))
+            return self._found(answer, media)
         named = {path for check in failed for path in check.fields}
         doubtful = [each for each in self._questions if each.is_in(named)]
-        return self._ask_fields(images, doubtful, f"{told} ", found)
+        return self._ask_fields(media, doubtful, f"{told} ", found)
 
     def _ask_fields(
         self,
-        images: Sequence[ChatImage],
+        media: Sequence[ChatMedia],
         questions: Sequence[FieldQuestion],
         told: str = "",
         known: FoundFields | None = None,
     ) -> FoundFields:
-        """One question after the other; the images are computed once. known: what other fields are."""
+        """One question after the other; images and video are computed once. known: what other fields are."""
         fields = {} if known is None else deepcopy(dict(known.fields))
         confidence = {} if known is None else dict(known.confidence)
         prompt = f"{self._options.prompt} " if self._options.prompt else ""
         for question in questions:
-            answer = self._ask(images, f"{prompt}{told}{question.text}", question.form)
+            answer = self._ask(media, f"{prompt}{told}{question.text}", question.form)
             put(fields, question.names, question.read(answer.value))
             for path in [path for path in confidence if question.has(path)]:
                 del confidence[path]  # of a longer list, before
             confidence |= {question.path_of(path): share for path, share in answer.confidence.items()}
         return FoundFields(fields, confidence)
 
-    def _ask(self, images: Sequence[ChatImage], text: str, form: AnswerForm) -> Answer:
-        message = ChatMessage("user", (*images, text))
+    def _ask(self, media: Sequence[ChatMedia], text: str, form: AnswerForm) -> Answer:
+        message = ChatMessage("user", (*media, text))
         return self._run(self._chat.send([message], **self._limits, schema=form))
 
     @property
@@ -188,6 +234,10 @@ class ChatReader:
         if answer.finish_reason == "interrupted":
             raise Interrupted("stopped within an answer", "a stop was asked for", "ask again")
         return answer
+
+
+def _has_video(media: Sequence[ChatMedia]) -> bool:
+    return any(isinstance(one, ChatVideo) for one in media)
 
 
 def chat_readers(

@@ -20,14 +20,16 @@ from typing import Any
 
 from PIL import Image
 
-from ernie_local.errors import InputUnreadable
+from ernie_local.errors import DoesNotFit, InputUnreadable
 from ernie_local.escapes import printable, printable_line
+from ernie_local.extraction.documents import VIDEO, document_kind
 from ernie_local.extraction.paths import leaves
 from ernie_local.extraction.record import Record
+from ernie_local.extraction.videos import sheet_of_video
 from ernie_local.file_names import leads_below
 from ernie_local.files import shared_file
 from ernie_local.media.image_view import ImageView
-from ernie_local.media.open_image import OpenedImage, open_images
+from ernie_local.media.open_image import open_images
 from ernie_local.media.pages import PageRequest
 from ernie_local.sizes import format_bytes
 
@@ -116,25 +118,33 @@ class _Album:
         self.num_bytes = self.num_images = self.num_left_out = 0
 
     def image(self, record: Record) -> tuple[str, ImageView | None]:
-        """Its address in the page with the view of what it shows; else why there is none, and None."""
+        """Its address in the page with the view of what it shows; else why there is none, and None.
+
+        Of a video, frames of it are shown.
+        """
         if self.num_bytes >= self._most_bytes:
             self.num_left_out += 1
             return "the image is left out, as the page would grow too large", None
         if not leads_below(record.file):
             return "the file lies outside of the folder that was read", None
-        page = PageRequest(record.page or 1, record.page or 1)
+        path, page = self._folder / record.file, PageRequest(record.page or 1, record.page or 1)
         try:
-            opened = open_images(self._folder / record.file, pages=page, password=self._password)[0]
-        except InputUnreadable as error:
+            if document_kind(path) == VIDEO:
+                image = sheet_of_video(path)
+                view = ImageView.whole(image.size)
+            else:
+                opened = open_images(path, pages=page, password=self._password)[0]
+                image, view = opened.image, opened.view
+        except (DoesNotFit, InputUnreadable) as error:
             return error.what, None
-        data = _to_jpeg(opened)
+        data = _to_jpeg(image)
         self.num_bytes += len(data)
         self.num_images += 1
-        return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}", opened.view
+        return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}", view
 
 
-def _to_jpeg(opened: OpenedImage) -> bytes:
-    image = opened.image.copy()
+def _to_jpeg(image: Image.Image) -> bytes:
+    image = image.copy()
     image.thumbnail((_LONGEST_SIDE, _LONGEST_SIDE), Image.Resampling.LANCZOS)
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=_JPEG_QUALITY)

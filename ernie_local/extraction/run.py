@@ -9,8 +9,9 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from ernie_local.errors import (
     DoesNotFit,
@@ -24,7 +25,11 @@ from ernie_local.extraction.record import Record, RecordError
 from ernie_local.media.image_view import CropBox
 from ernie_local.media.open_image import OpenedImage
 
-OnRead = Callable[[Record, Sequence[OpenedImage]], None]
+if TYPE_CHECKING:
+    from ernie_local.session import ChatVideo
+
+DocumentMedia: TypeAlias = "OpenedImage | ChatVideo"
+OnRead = Callable[[Record, Sequence[DocumentMedia]], None]
 # What one document may end with; anything else would meet all of them.
 DOCUMENT_ERRORS = (InputUnreadable, NoAnswer, DoesNotFit)
 
@@ -49,8 +54,13 @@ class DocumentReader(Protocol):
     prompt_tokens: int
     completion_tokens: int
 
-    def read(self, images: Sequence[OpenedImage]) -> FoundFields:
-        """What is in a document of these images; raises one of DOCUMENT_ERRORS, Interrupted after `stop`."""
+    def open_video(self, path: Path) -> ChatVideo:
+        """A video as this reader sees it; raises one of DOCUMENT_ERRORS."""
+        ...
+
+    def read(self, media: Sequence[DocumentMedia]) -> FoundFields:
+        """What is in a document of these images, or of one video; raises one of DOCUMENT_ERRORS, Interrupted
+        after `stop`."""
         ...
 
     def stop(self) -> None:
@@ -72,7 +82,7 @@ class Extraction:
         spelling: ParameterSpelling | None = None,
     ) -> None:
         """readers: each works in a thread of its own. min_confidence: values below it are to be reviewed.
-        on_read: gets each record with the images it is of, in the thread of its reader.
+        on_read: gets each record with the images or the video it is of, in the thread of its reader.
         password: of encrypted PDFs. spelling: how arguments are called in the errors of records.
         """
         self._documents, self._readers = iter(documents), readers
@@ -132,11 +142,14 @@ class Extraction:
     def _read(self, document: Document, reader: DocumentReader) -> Record:
         started = time.perf_counter()
         finding, failure = None, None
-        images: tuple[OpenedImage, ...] = ()
+        media: tuple[DocumentMedia, ...] = ()
         reader.prompt_tokens = reader.completion_tokens = 0
         try:
-            images = document.open(self._password)
-            finding = reader.read(images)
+            if document.is_video:
+                media = (reader.open_video(document.file.path),)
+            else:
+                media = document.open(self._password)
+            finding = reader.read(media)
         except DOCUMENT_ERRORS as error:
             failure = RecordError.of(error, self._spelling)
         found = finding or FoundFields({})
@@ -156,7 +169,7 @@ class Extraction:
             error=failure,
         )
         if self._on_read is not None:
-            self._on_read(record, images)
+            self._on_read(record, media)
         return record
 
 

@@ -19,6 +19,13 @@ MOST_ANIMATION_FRAMES = 100_000
 # Of all its frames, each of which is drawn in full whether it is seen or not: a file of 20 bytes a frame may
 # ask for hours.
 _MOST_PIXELS = 2 << 30
+MOVING_KINDS = tuple(_DECODERS)
+
+
+def moves(file: BinaryIO, kind: str, name: str) -> bool:
+    """Whether a GIF or WebP has more than one frame; InputUnreadable for a damaged one."""
+    with reporting_damage(name, kind, None), _DECODERS[kind](file) as image:
+        return bool(getattr(image, "is_animated", False))
 
 
 class Animation:

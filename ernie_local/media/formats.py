@@ -41,7 +41,15 @@ _KNOWN_ELSEWHERE = (
     (0, b"\0\0\x01\0", "icon"),
     (0, b"icns", "icon"),
     (4, b"ftyp", "video"),
+    (4, b"moov", "video"),
+    (4, b"mdat", "video"),
+    (4, b"wide", "video"),
     (0, b"\x1a\x45\xdf\xa3", "video"),
+    (8, b"AVI ", "video"),
+    (0, b"FLV\1", "video"),
+    (0, b"OggS", "video"),
+    (0, b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "video"),  # ASF, as in WMV
+    (0, b"\0\0\1\xba", "video"),  # MPEG
 )
 _CONVERSIONS = {
     "JPEG XL": "convert it: djxl in.jxl out.png (package libjxl-tools)",
@@ -90,6 +98,11 @@ def image_format(data: bytes) -> str | None:
     """The format of an image or a PDF, as of `sniff_format`; None for what is none that is read here."""
     found = _match(data, _SIGNATURES) or _kind_by_brands(data)
     return "PDF" if found is None and _PDF_MARK in data[:_PDF_SEARCH_BYTES] else found
+
+
+def is_video(data: bytes) -> bool:
+    """Whether a file that begins so is a video; a moving image is an image by its beginning."""
+    return image_format(data) is None and _match(data, _KNOWN_ELSEWHERE) == "video"
 
 
 def _kind_by_brands(data: bytes) -> str | None:

@@ -17,7 +17,7 @@ from typing import BinaryIO, NamedTuple, TypeAlias
 from PIL import Image
 
 from ernie_local.errors import DoesNotFit, InputUnreadable, UsageError, parameter
-from ernie_local.media.animation import Animation
+from ernie_local.media.animation import MOVING_KINDS, Animation
 from ernie_local.media.formats import SNIFFED_BYTES, image_format
 from ernie_local.media.frame_store import FrameStore
 from ernie_local.media.given_file import is_there, open_given
@@ -39,7 +39,6 @@ VideoSource: TypeAlias = "str | os.PathLike[str] | bytes"
 OnFrame: TypeAlias = Callable[[int, int], None]
 _Frames: TypeAlias = Generator[tuple[int, Image.Image], None, None]
 _FRAMES_AHEAD = 4  # that wait to be drawn and resized, or to be stored
-_MOVING = ("GIF", "WebP")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -163,7 +162,7 @@ def _open_source(file: BinaryIO, name: str, pause: Pause | None = None) -> Video
             "download or copy it again",
         )
     kind = image_format(head)
-    if kind in _MOVING:
+    if kind in MOVING_KINDS:
         file.seek(0)
         return Animation(file, kind, name, pause)
     if kind is not None:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from ernie_local.files import place_of_new_file, shared_file
 from ernie_local.media.contact_sheet import SheetFrame, draw_contact_sheet
+from ernie_local.media.draw_boxes import save_drawing
 from ernie_local.media.video_sampling import clock_text
 from ernie_local.session.video import ChatVideo
 from ernie_local.text.times import find_times
@@ -70,5 +71,5 @@ def write_sheet(path: Path, times: Sequence[AnswerTime], videos: Sequence[ChatVi
     if not frames:
         return []
     with shared_file(place_of_new_file(path), "a drawing") as new:
-        draw_contact_sheet(frames).save(new, "PNG")
+        save_drawing(draw_contact_sheet(frames), new)
     return [path]

@@ -284,7 +284,7 @@ def test_no_documents_are_told(command: Command, tmp_path: Path, use_readers: Us
     (tmp_path / "notes.txt").write_text("no image")
     result = command("extract", str(tmp_path), *WIDTH)
     assert result.exit_code == 5
-    assert "0 images or PDFs" in result.stderr
+    assert "0 images, PDFs or videos" in result.stderr
     result = command("extract", str(tmp_path), *WIDTH, "--glob", "*.png")
     assert "0 files that --glob '*.png' matches" in result.stderr
     result = command("extract", str(tmp_path / "nothing"), *WIDTH)

@@ -15,6 +15,8 @@ from ernie_cli.options import (
     MemoryOptions,
     ThinkingOptions,
     file_option,
+    fps_option,
+    frames_option,
     model_argument,
     option,
     password_option,
@@ -53,15 +55,10 @@ class ChatOptions(ToolOptions, FormOptions, ThinkingOptions, MemoryOptions, Imag
         help="A video, moving GIF or WebP, or a part of one (clip.mp4@00:10-00:35). Repeatable. Videos stand "
         "between images and text. Needs pip install 'ernie-local[video]'.",
     )
-    fps: float | None = option(
-        metavar="X",
-        min=0.001,
-        max=1000.0,
-        help="Frames of each second of a video that the model sees. Default: 2, or 16 to 180 in all.",
+    fps: float | None = fps_option(
+        help="Frames of each second of a video that the model sees. Default: 2, or 16 to 180 in all."
     )
-    frames: int | None = option(
-        metavar="N", min=1, max=180, help="So many frames of each video instead, evenly spread."
-    )
+    frames: int | None = frames_option(help="So many frames of each video instead, evenly spread.")
     password: str | None = password_option()
     interactive: bool = option(
         "-i", "--interactive", default=False, help="Chat line by line even if stdin is no terminal."

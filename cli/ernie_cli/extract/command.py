@@ -24,7 +24,7 @@ _SHOWN_NAMES = 5
 
 
 def extract_fields(options: ExtractOptions, result: ExtractResult) -> None:
-    """Read fields from documents into JSON lines: each page of PDFs, each image, in folders too.
+    """Read fields from documents into JSON lines: each page of PDFs, each image, each video, in folders too.
 
     Each line has the fields as --schema or --fields says, how sure the model was of each, which checks
     failed, and the error of a document that could not be read. With --out, a run that was stopped goes on
@@ -93,7 +93,7 @@ def _summary(result: ExtractResult) -> str:
         (result.broken, "without fields"),
         (result.to_review, "to review"),
         (result.failing, "with a failed check"),
-        (result.noted, "with places that are no box or reach over the edge"),
+        (result.noted, "with notes on their boxes"),
     ):
         if count:
             parts.append(f"{count} {what}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ernie_cli.extract.options import ExtractOptions
 from ernie_cli.extract.result import ForecastObject
@@ -17,6 +17,8 @@ from ernie_local.extraction.documents import Document
 from ernie_local.extraction.questions import questions_of
 from ernie_local.extraction.reader import DEFAULT_PROMPT, ReadingOptions
 from ernie_local.extraction.schema_sample import sample_of
+from ernie_local.media.open_video import measure_given_video
+from ernie_local.media.video_stamp import check_font
 from ernie_local.model_files import ModelFiles
 from ernie_local.planner.speed import Speed
 from ernie_local.session import ImagePart, open_chat_images
@@ -46,55 +48,72 @@ class _Answers:
 def forecast(
     options: ExtractOptions, reading: ReadingOptions, files: ModelFiles, documents: Iterable[Document]
 ) -> ForecastObject:
-    """Opens each document, to know its tokens.
+    """Opens each document, to know its tokens; the frames of videos are counted and not decoded.
 
     Seconds are those of reading prompts and writing answers at the speed that `vram` predicts, one document
     after the other; looking at images is not in them.
     """
-    found = ForecastObject(0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, is_measured=False)
-    each = _answers(options, reading, files)
-    computed = 0  # the images of a document are computed for its first question alone
-    num_asked = 0
+    found = ForecastObject(0, 0, 0, 0, 0, 0, 0, 0, 0.0, 0.0, 0.0, is_measured=False)
+    of_images = _answers(options, reading, files)
+    of_videos = _answers(options, replace(reading, boxes=False), files)
+    computed = repeated = longest = 0
     for document in documents:
         found.documents += 1
         try:
-            parts = [
-                ImagePart(image, reading.detail, trim=reading.trim)
-                for image in document.open(options.password)
-            ]
-            images = open_chat_images(parts, files.image_processor, options.context_tokens())
+            media_tokens = _media_tokens(document, options, reading, files, found)
         except ErnieLocalError:
             found.unreadable += 1
             continue
-        num_asked += 1
-        image_tokens = sum(image.num_tokens for image in images)
-        found.images += len(images)
-        found.prompt_tokens += image_tokens * each.num + each.text
-        computed += image_tokens + each.text
+        each = of_videos if document.is_video else of_images
+        found.prompt_tokens += media_tokens * each.num + each.text
+        computed += media_tokens + each.text  # of images and videos for the first question alone
+        repeated += each.text * reading.retry
         found.completion_tokens += each.answer + each.thought
+        longest += (each.answer + each.longest) * (2 if reading.retry else 1)
         found.thought_tokens += each.thought
     speed = _speed(options)
     found.is_measured = speed.is_measured
     if speed.prefill is not None:
         likely = found.completion_tokens
-        most = num_asked * (each.answer + each.longest) * (2 if reading.retry else 1)
-        most_computed = computed + num_asked * each.text * reading.retry
         found.seconds_low, found.seconds_likely, found.seconds_high = (
             round(read / prefill + written / decode, 1)
             for read, prefill, written, decode in (
                 (computed, speed.prefill.high, likely, speed.decode.high),
                 (computed, speed.prefill.best, likely, speed.decode.best),
-                (most_computed, speed.prefill.low, most, speed.decode.low),
+                (computed + repeated, speed.prefill.low, longest, speed.decode.low),
             )
         )
     return found
+
+
+def _media_tokens(
+    document: Document,
+    options: ExtractOptions,
+    reading: ReadingOptions,
+    files: ModelFiles,
+    found: ForecastObject,
+) -> int:
+    """Tokens of the images of a document or of its video, which are counted in `found`."""
+    if document.is_video:
+        path = document.file.path
+        check_font(str(path))
+        report = measure_given_video(path, files.video_processor, reading.sampling)
+        found.videos += 1
+        found.frames += len(report.frames)
+        return report.tokens
+    parts = [ImagePart(image, reading.detail, trim=reading.trim) for image in document.open(options.password)]
+    images = open_chat_images(parts, files.image_processor, options.context_tokens())
+    found.images += len(images)
+    return sum(image.num_tokens for image in images)
 
 
 def forecast_lines(found: ForecastObject, done_before: int) -> Iterator[str]:
     """What people are told of it."""
     before = f", besides {done_before} that are done" if done_before else ""
     unreadable = f", {found.unreadable} of them unreadable" if found.unreadable else ""
-    yield f"{counted(found.documents, 'document')}{unreadable}, {counted(found.images, 'image')}{before}"
+    videos = f", {counted(found.videos, 'video')} of {found.frames} frames in all" if found.videos else ""
+    images = f"{counted(found.images, 'image')}{videos}"
+    yield f"{counted(found.documents, 'document')}{unreadable}, {images}{before}"
     thoughts = f", {found.thought_tokens:,} of them of thoughts" if found.thought_tokens else ""
     yield f"{found.prompt_tokens:,} tokens of prompts, about {found.completion_tokens:,} of answers{thoughts}"
     by = "as bench measured this machine" if found.is_measured else "at assumed speeds; bench measures them"

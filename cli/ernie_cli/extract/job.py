@@ -25,10 +25,11 @@ from ernie_local.extraction.boxes import draw_record
 from ernie_local.extraction.documents import Document, FoundFiles, documents_of
 from ernie_local.extraction.reader import ReadingOptions, chat_readers
 from ernie_local.extraction.record import Record
-from ernie_local.extraction.run import DocumentReader, Extraction
+from ernie_local.extraction.run import DocumentMedia, DocumentReader, Extraction
+from ernie_local.extraction.videos import draw_moments
 from ernie_local.extraction.watch import watched_files
-from ernie_local.media.open_image import OpenedImage
 from ernie_local.model_files import ModelFiles
+from ernie_local.session import ChatVideo
 
 
 @dataclass(slots=True)
@@ -90,9 +91,14 @@ class ReadingJob:
         )
         return islice(wanted, options.limit)
 
-    def _draw(self, record: Record, images: Sequence[OpenedImage]) -> None:
-        if self.options.draw is not None and images:
-            draw_record(record, images[0], self.options.draw)
+    def _draw(self, record: Record, media: Sequence[DocumentMedia]) -> None:
+        if self.options.draw is None or not media:
+            return
+        first = media[0]
+        if isinstance(first, ChatVideo):
+            draw_moments(record, first, self.options.draw)
+        else:
+            draw_record(record, first, self.options.draw)
 
     def _take(self, records: Iterator[Record], progress: DocumentProgress) -> None:
         started = time.monotonic()

@@ -14,6 +14,8 @@ from ernie_cli.options import (
     ThinkingOptions,
     complete_model,
     file_option,
+    fps_option,
+    frames_option,
     load_options,
     option,
     parallel_option,
@@ -32,7 +34,7 @@ class ExtractOptions(SchemaOptions, ThinkingOptions, MemoryOptions, ImageOptions
     """What was said on the command line; None means that the model or the runtime decides."""
 
     paths: tuple[Path, ...] = path_argument(
-        metavar="PATH...", help="Documents, and folders of them: images and PDFs, also in folders below."
+        metavar="PATH...", help="Documents, and folders of them: images, PDFs, videos, also in folders below."
     )
     model: str = option(
         "-m",
@@ -79,10 +81,13 @@ class ExtractOptions(SchemaOptions, ThinkingOptions, MemoryOptions, ImageOptions
     boxes: bool = option(
         "--boxes",
         default=False,
-        help="Ask where each value stands, in pixels of the original or points of a PDF page.",
+        help="Ask where each value stands, in pixels of the original or points of a PDF page. The values of "
+        "a video are read without.",
     )
     draw: Path | None = file_option(
-        metavar="DIR", help="Draw the boxes on copies of the images, in DIR. Turns --boxes on."
+        metavar="DIR",
+        help="Draw the boxes on copies of the images, in DIR; of a video, the frames at the times that its "
+        "fields name. Turns --boxes on.",
     )
     csv: Path | None = file_option(
         help="Write all records of --out, or of this run, as a table too; each list in the fields becomes a "
@@ -112,6 +117,8 @@ class ExtractOptions(SchemaOptions, ThinkingOptions, MemoryOptions, ImageOptions
     watch: bool = option(
         "--watch", default=False, help="Wait for more files in the folders, until Ctrl-C or --limit."
     )
+    fps: float | None = fps_option(help="Frames of each second of a video, as for chat.")
+    frames: int | None = frames_option(help="So many frames of each video, as for chat.")
     password: str | None = password_option()
 
     @property

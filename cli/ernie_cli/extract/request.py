@@ -85,6 +85,8 @@ def reading_options(options: ExtractOptions) -> ReadingOptions:
         max_tokens=DEFAULT_MAX_TOKENS if max_tokens is None else max_tokens,
         detail=options.detail,
         trim=options.trim,
+        fps=options.fps,
+        frames=options.frames,
     )
 
 

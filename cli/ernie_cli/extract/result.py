@@ -26,14 +26,16 @@ class RecordObject:
     """One document: a page, or a whole file. Values have paths such as `total` and `lines[0].price`."""
 
     file: str  #: Its path from the folder that was given, with `/`.
-    page: int | None  #: From 1; null for an image, and with `--per-file`.
+    page: int | None  #: From 1; null for an image or a video, and with `--per-file`.
     fields: dict[str, object] | None  #: As the schema says; null where there is no answer.
     confidence: dict[str, float]  #: How sure the model was of each value, from 0 to 1.
     boxes: dict[str, list[int]]
     """With `--boxes`: [left, top, right, bottom] in pixels of the original; in points of a PDF page."""
     review: list[str]  #: Paths of values below `--min-confidence`.
     failed_checks: list[str]  #: Expressions of `--check` that do not hold.
-    notes: list[str]  #: Places in the answer that are no box, or were cut at the edge of the image.
+    notes: list[str]
+    """With `--boxes`: places in the answer that are no box, or were cut at the edge of the image; of a video,
+    that it has none."""
     seconds: float  #: From opening the file to the answer.
     prompt_tokens: int  #: Of all questions about it.
     completion_tokens: int
@@ -52,6 +54,8 @@ class ForecastObject:
     documents: int
     unreadable: int  #: Of them: they could not be opened.
     images: int  #: Pages and pictures.
+    videos: int
+    frames: int  #: That the model sees of the videos.
     prompt_tokens: int  #: Of one question about each document, or of one for each field with `--ask each`.
     completion_tokens: int  #: About: of answers with one item in each list, and of thoughts.
     thought_tokens: int  #: Of them: of thoughts.

@@ -19,6 +19,8 @@ from ernie_cli.options import (
     complete_gpu,
     context_size_option,
     file_option,
+    fps_option,
+    frames_option,
     kv_dtype_option,
     model_argument,
     option,
@@ -74,12 +76,8 @@ class VramOptions(ImageOptions, CommonOptions):
         metavar="FILE|LENGTH@WxH",
         help="A video in the chat, or its length and size such as 60s@1920x1080 or 2h@1280x720. Repeatable.",
     )
-    fps: float | None = option(
-        metavar="X", min=0.001, max=1000.0, help="Frames of each second of a video, as for chat."
-    )
-    frames: int | None = option(
-        metavar="N", min=1, max=180, help="So many frames of each video, as for chat."
-    )
+    fps: float | None = fps_option(help="Frames of each second of a video, as for chat.")
+    frames: int | None = frames_option(help="So many frames of each video, as for chat.")
     password: str | None = password_option()
     context_size: str | None = context_size_option()
     parallel: int = option(

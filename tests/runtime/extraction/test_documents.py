@@ -75,7 +75,7 @@ def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(InputUnreadable, match="no such file or folder"):
         find_files([tmp_path / "nothing"])
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(InputUnreadable, match="0 images or PDFs") as raised:
+    with pytest.raises(InputUnreadable, match="0 images, PDFs or videos") as raised:
         check_found(find_files([tmp_path]))
     assert raised.value.why == "1 other files are there: notes.txt"
 
@@ -187,6 +187,6 @@ def test_a_file_that_goes_once_it_is_open_is_one_document(
         path.unlink()
         return file
 
-    monkeypatch.setattr("ernie_local.extraction.documents.open_plain", open_and_remove)
+    monkeypatch.setattr("ernie_local.media.given_file.open_plain", open_and_remove)
     found = find_files([tmp_path])
     assert [document.key for document in documents_of(found.files)] == [("a.png", None)]

@@ -34,11 +34,15 @@ class ScriptedChat:
         self.last: Any = None
         self.is_stopped = False
         self.model = SimpleNamespace(
-            image_processor=ImageProcessorConfig(), settings=SimpleNamespace(context_size=8192)
+            image_processor=ImageProcessorConfig(),
+            settings=SimpleNamespace(context_size=8192),
+            files=SimpleNamespace(),
         )
+        self.messages: list[ChatMessage] = []
 
     def send(self, messages: Sequence[ChatMessage], *, schema: AnswerForm, **_limits: Any) -> Iterator[str]:
         (message,) = messages
+        self.messages.append(message)
         return self._answer(message.text, len(message.images), schema)
 
     def ask(self, text: str, *, schema: AnswerForm, **_limits: Any) -> Iterator[str]:
@@ -195,6 +199,8 @@ def test_each_option_is_part_of_the_identity() -> None:
         ReadingOptions(TOTALS, detail="low"),
         ReadingOptions(TOTALS, trim=True),
         ReadingOptions(TOTALS, max_tokens=9),
+        ReadingOptions(TOTALS, fps=1),
+        ReadingOptions(TOTALS, frames=1),
     ]
     assert all(other.identity() != plain.identity() for other in others)
     assert (
@@ -261,7 +267,7 @@ def test_python_users_get_the_records_of_a_folder(tmp_path: Path, parallel: int)
 
 
 def test_python_users_are_told_before_anything_is_read(nano: ernie_local.LoadedModel, tmp_path: Path) -> None:
-    with pytest.raises(InputUnreadable, match="0 images or PDFs"):
+    with pytest.raises(InputUnreadable, match="0 images, PDFs or videos"):
         extract(nano, tmp_path, "date")
     with pytest.raises(UsageError, match="parallel=0"):
         extract(nano, INVOICE, "date", parallel=0)

@@ -20,8 +20,9 @@ from ernie_local.errors import (
 )
 from ernie_local.extraction.documents import Document, DocumentFile, documents_of, find_files
 from ernie_local.extraction.record import Record
-from ernie_local.extraction.run import Extraction, FoundFields
+from ernie_local.extraction.run import DocumentMedia, Extraction, FoundFields
 from ernie_local.media.open_image import OpenedImage, open_images
+from ernie_local.session import ChatVideo
 
 
 class WidthReader:
@@ -34,14 +35,18 @@ class WidthReader:
         self.is_asked = threading.Event()
         self.may_answer.set()
 
-    def read(self, images: Sequence[OpenedImage]) -> FoundFields:
+    def open_video(self, path: Path) -> ChatVideo:
+        raise AssertionError(path)
+
+    def read(self, media: Sequence[DocumentMedia]) -> FoundFields:
         self.threads.add(threading.get_ident())
         self.is_asked.set()
         self.may_answer.wait(20)
         if self.is_stopped:
             time.sleep(0.05)
             raise Interrupted("stopped", "a stop was asked for", "ask again")
-        width = images[0].image.width
+        assert isinstance(media[0], OpenedImage)
+        width = media[0].image.width
         self.prompt_tokens += 10
         self.completion_tokens += 2
         if width in self.errors:
