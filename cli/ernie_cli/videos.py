@@ -19,22 +19,25 @@ if TYPE_CHECKING:
 def check_given_videos(sources: Sequence[str], fps: float | None, frames: int | None) -> None:
     """Look at every video before anything of a model is opened: its header and its frames are there.
 
-    UsageError for an empty name, and for options that no video is there for; InputUnreadable for what is no
-    video.
+    UsageError for an empty name, and for --fps with --frames; InputUnreadable for what is no video.
     """
+    _check_names(sources)
+    if sources or (fps is not None and frames is not None):
+        from ernie_local.media.open_video import check_video
+        from ernie_local.media.video_sampling import VideoSampling
+
+        sampling = VideoSampling(fps, frames)
+        for source in sources:
+            check_video(source, sampling)
+
+
+def _check_names(sources: Sequence[str]) -> None:
     if not all(map(str.strip, sources)):
         raise UsageError(
             "--video '' names no file (0 characters)",
             "a video is a file, or a part of one",
             "--video clip.mp4, or remove --video",
         )
-    check_idle_sampling(sources, fps, frames)
-    if sources:
-        from ernie_local.media.open_video import check_video
-        from ernie_local.session.video import VideoPart
-
-        for source in sources:
-            check_video(source, VideoPart(source, fps, frames).sampling)
 
 
 def check_idle_sampling(sources: Sequence[str], fps: float | None, frames: int | None) -> None:
@@ -50,7 +53,9 @@ def check_idle_sampling(sources: Sequence[str], fps: float | None, frames: int |
 def open_given_videos(
     sources: Sequence[str], fps: float | None, frames: int | None, files: ModelFiles, console: Console
 ) -> list[ChatVideo]:
-    """Every video with its frames for the model, decoded now; errors of `open_video`."""
+    """Every video with its frames for the model, decoded now; UsageError for an empty name, errors of
+    `open_video`."""
+    _check_names(sources)
     if not sources:
         return []
     from ernie_local.media.open_video import open_video

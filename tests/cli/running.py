@@ -87,7 +87,8 @@ class FakeChat:
         self, text: str, images: Sequence[Any] = (), videos: Sequence[Any] = (), **settings: Any
     ) -> Iterator[Piece]:
         self.is_stopped = False
-        self.questions.append({"text": text, "images": [image.name for image in images], **settings})
+        named = {"videos": [video.name for video in videos]} if videos else {}
+        self.questions.append({"text": text, "images": [image.name for image in images], **named, **settings})
         if self.error is not None:
             raise self.error
         said: list[Piece] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -62,3 +63,54 @@ def test_what_cannot_be_read_is_refused_before_the_model(
         result = command(*ask, *options)
         assert (result.exit_code, message in result.stderr) == (code, True), (options, result.stderr)
     assert not fake_chat.questions
+
+
+def test_typed_videos_wait_for_the_next_question(command: Command, fake_chat: FakeChat, clip: Path) -> None:
+    spaced = clip.with_name("my clip.mp4")
+    spaced.write_bytes(clip.read_bytes())
+    lines = (
+        f"/video {spaced}", "/video clear", "/video", f"/video '{spaced}'@0:01-0:03 {clip}", "/video",
+        "/image", "one", "two", "/video none.mp4", f"/video {clip}@1:00-", "/video ''", "three",
+    )  # fmt: skip
+    stdin = "".join(f"{line}\n" for line in lines).encode()
+    result = command("chat", "-i", "--frames", "2", stdin=stdin)
+    assert result.exit_code == 0
+    part = f"{spaced}@0:01-0:03"
+    assert f"{part} 5.0 s, 2 of 50 frames, 64x48 -> 560x420, 300 tokens" in result.stderr
+    assert "images waiting for the next question: none" in result.stderr
+    assert f"videos waiting for the next question: {part}, {clip}\n" in result.stderr
+    assert result.stderr.count("videos waiting for the next question: none") == 2
+    for error in ("none.mp4: no such file", "no frame from 60 s on", "--video '' names no file"):
+        assert f"{error}" in result.stderr
+    assert [question.get("videos") for question in fake_chat.questions] == [[part, str(clip)], None, None]
+
+
+def test_images_and_videos_are_dropped_by_themselves(
+    command: Command, fake_chat: FakeChat, clip: Path, invoice: Path
+) -> None:
+    lines = (
+        f"/video {clip}",
+        f"/image {invoice}",
+        "/image clear",
+        "one",
+        f"/image {invoice}",
+        "/video clear",
+        "two",
+    )
+    command("chat", "-i", stdin="".join(f"{line}\n" for line in lines).encode())
+    asked = [(question["images"], question.get("videos")) for question in fake_chat.questions]
+    assert asked == [([], [str(clip)]), ([str(invoice)], None)]
+
+
+def test_a_chat_with_a_typed_video_is_saved_and_continued(
+    command: Command, clip: Path, tmp_path: Path
+) -> None:
+    saved = tmp_path / "chat.json"
+    ask = ("chat", "nano", "-i", "--max-tokens", "3", "--frames", "2", "--save", str(saved))
+    assert command(*ask, stdin=f"/video {clip}@0:02-\nWhat is this?\n".encode()).exit_code == 0
+    content = json.loads(saved.read_text())
+    assert content["version"] == 4
+    video, _ = content["turns"][0]["question"][0]["content"]
+    assert (video["video"], video["start"]) == (str(clip), 2)
+    assert command(*ask, "--load", str(saved), stdin=b"And now?\n").exit_code == 0
+    assert len(json.loads(saved.read_text())["turns"]) == 2

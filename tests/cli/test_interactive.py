@@ -141,7 +141,7 @@ def test_help_names_every_command(talk: Talk) -> None:
     stderr = talk("/help").stderr
     assert all(f"\n{name}" in f"\n{stderr}" for name in COMMANDS)
     required = {"/image", "/think", "/stats", "/undo", "/save", "/load", "/help", "/exit", "/system"}
-    assert required | {"/retry", "/clear", "/draw"} == set(COMMANDS)
+    assert required | {"/video", "/retry", "/clear", "/draw"} == set(COMMANDS)
 
 
 def test_an_unknown_command_is_explained_and_not_asked(talk: Talk, fake_chat: FakeChat) -> None:
@@ -210,6 +210,9 @@ def test_tab_completes_commands_and_paths(tmp_path: Path) -> None:
     assert complete(f"/image {tmp_path}/in") == [f"/image {tmp_path}/invoice.png"]
     assert complete(f"/think {tmp_path}/in") == []
     assert complete("s") == []
+    (tmp_path / "a clip.mp4").touch()
+    assert complete(f"/video b.mp4@0:01- {tmp_path}/a") == [f"/video b.mp4@0:01- '{tmp_path}/a clip.mp4'"]
+    assert complete(f"/video {tmp_path}/in") == [f"/video {tmp_path}/invoice.png"]
     assert complete("/think o") == ["/think on", "/think off"]
     assert complete(f"/save {tmp_path}/in") == [f"/save {tmp_path}/invoice.png"]
     assert complete(f"/image {tmp_path}/my s") == [f"/image '{tmp_path}/my scan.png'"]

@@ -14,7 +14,7 @@ from ernie_cli.chat.request import check_chat_options, read_questions
 from ernie_cli.console import Console
 from ernie_cli.form_options import note_form
 from ernie_cli.images import open_given_images, show_reports
-from ernie_cli.videos import check_given_videos, open_given_videos
+from ernie_cli.videos import check_given_videos, check_idle_sampling, open_given_videos
 from ernie_local.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
     check_chat_options(options)
     questions = read_questions(options, sys.stdin)
     console = Console(quiet=options.as_json)
-    opened = _open_images(options, console)
+    opened = _open_images(options, console, is_interactive=not questions or options.interactive)
     max_pixels, image_tokens = options.max_pixels_count(), options.image_tokens_count()
     files = model_files.find_model_files(
         downloaded(options.model, console), max_pixels=max_pixels, image_tokens=image_tokens
@@ -85,12 +85,17 @@ def chat(options: ChatOptions, result: ChatResult) -> None:
             result.drawings = conversation.draw_answers(options.draw, answers, opened_chat, console)
 
 
-def _open_images(options: ChatOptions, console: Console) -> list[OpenedImage]:
-    """Those of the first question, whose videos are looked at as well, before a model is."""
+def _open_images(options: ChatOptions, console: Console, *, is_interactive: bool) -> list[OpenedImage]:
+    """Those of the first question, whose videos are looked at as well, before a model is.
+
+    is_interactive: videos may come later, so that --fps and --frames mean something without one.
+    """
     with console.working("opening images"):
         stdin = None if sys.stdin is None else sys.stdin.buffer
         opened = open_given_images(options.images, stdin, console, options.password)
         check_given_videos(options.videos, options.fps, options.frames)
+        if not is_interactive:
+            check_idle_sampling(options.videos, options.fps, options.frames)
     return opened
 
 

@@ -11,13 +11,14 @@ from prompt_toolkit.document import Document
 
 from ernie_cli.options import complete_path
 
-_FILE, _FILES = "FILE", "FILE..."
+_FILE, _SEVERAL = "FILE", "..."
 
 
 def make_completer(arguments: Mapping[str, str]) -> Completer:
     """Completes the names of `arguments` at the start of a line, and behind them what they take.
 
-    That is FILE (one path), FILE... (several), or words such as on|off.
+    That is FILE (one path), FILE... (several; of what may stand behind a path nothing is completed), or words
+    such as on|off.
     """
 
     class SlashCompleter(Completer):
@@ -31,8 +32,8 @@ def make_completer(arguments: Mapping[str, str]) -> Completer:
                 return [Completion(name, -len(command)) for name in found]
             takes = arguments.get(command, "")
             argument = argument.lstrip()
-            if takes in (_FILE, _FILES):
-                return _complete_paths(argument, has_several=takes == _FILES)
+            if takes.startswith(_FILE):
+                return _complete_paths(argument, has_several=takes.endswith(_SEVERAL))
             words = re.findall(r"[a-z]+", takes)
             return [Completion(word, -len(argument)) for word in words if word.startswith(argument)]
 

@@ -16,6 +16,7 @@ from ernie_cli.console import Console
 from ernie_cli.failures import failure_of
 from ernie_cli.images import open_given_images, show_reports, split_paths
 from ernie_cli.signals import Terminated
+from ernie_cli.videos import open_given_videos
 from ernie_local import session
 from ernie_local.errors import ErnieLocalError, UsageError
 from ernie_local.model_files import ModelFiles
@@ -88,7 +89,7 @@ class InteractiveChat:
                 self._handle(line)
 
     def attach(self, images: Sequence[session.ChatMedia]) -> None:
-        """Let images wait for the next question, and say what the model will see of them."""
+        """Let images and videos wait for the next question, and say what the model will see of them."""
         show_reports(images, self._console)
         self._waiting.extend(images)
 
@@ -149,10 +150,26 @@ class InteractiveChat:
             opened = open_given_images(paths, console=self._console, password=password)
             self.attach(conversation.measure_images(opened, self._options, self._files))
             return
-        if argument:
-            self._waiting.clear()
-        waiting = ", ".join(image.name for image in self._waiting) or "none"
-        self._console.say(f"images waiting for the next question: {waiting}")
+        self._list_waiting("images", session.ChatImage, is_cleared=bool(argument))
+
+    @_slash_command(
+        "/video", "FILE[@START-END]...", "the same with videos; --fps and --frames count for all of them"
+    )
+    def _video(self, argument: str) -> None:
+        if argument not in ("", "clear"):
+            paths, options = split_paths(argument), self._options
+            with self._console.working("opening videos"):
+                opened = open_given_videos(paths, options.fps, options.frames, self._files, self._console)
+            self.attach(opened)
+            return
+        self._list_waiting("videos", session.ChatVideo, is_cleared=bool(argument))
+
+    def _list_waiting(self, noun: str, kind: type[session.ChatMedia], *, is_cleared: bool) -> None:
+        """Name what waits of one kind, after it was dropped if `is_cleared`."""
+        if is_cleared:
+            self._waiting = [one for one in self._waiting if not isinstance(one, kind)]
+        waiting = ", ".join(one.name for one in self._waiting if isinstance(one, kind)) or "none"
+        self._console.say(f"{noun} waiting for the next question: {waiting}")
 
     @_slash_command("/think", "on|off|auto", "think before the answers from now on")
     def _think(self, argument: str) -> None:
@@ -193,7 +210,7 @@ class InteractiveChat:
         else:
             self._answer(None)
 
-    @_slash_command("/clear", "", "start a new chat with the same system text; drops waiting images")
+    @_slash_command("/clear", "", "start a new chat with the same system text; drops what waits")
     def _clear(self, _argument: str) -> None:
         self._begin(self._new_chat(self.chat.system))
         self._waiting = []
@@ -239,7 +256,7 @@ class InteractiveChat:
     @_slash_command("/help", "", "show this list")
     def _help(self, _argument: str) -> None:
         for name, command in COMMANDS.items():
-            self._console.say(f"{f'{name} {command.arguments}':<22} {command.help}")
+            self._console.say(f"{f'{name} {command.arguments}':<27} {command.help}")
         self._console.say('Anything else is a question; one of several lines starts and ends with """.')
 
     @_slash_command("/exit", "", "leave (also Ctrl-D)")
