@@ -78,6 +78,13 @@ class VramOptions(ImageOptions, CommonOptions):
     )
     fps: float | None = fps_option(help="Frames of each second of a video, as for chat.")
     frames: int | None = frames_option(help="So many frames of each video, as for chat.")
+    zoom: int | None = option(
+        metavar="ROUNDS",
+        min=1,
+        max=32,
+        help="With --image: the model zooms in so often, as with --zoom of chat. Each part counts as all of "
+        "the image.",
+    )
     password: str | None = password_option()
     context_size: str | None = context_size_option()
     parallel: int = option(
@@ -134,7 +141,7 @@ def vram(options: VramOptions, result: VramResult) -> None:
     """
     from ernie_cli.vram import report as reports
     from ernie_cli.vram import solving, text
-    from ernie_cli.vram.videos import measured_videos, video_lines
+    from ernie_cli.vram.videos import measured_videos, video_lines, zoom_lines
     from ernie_local.planner.model_size import with_bits
 
     _check_options(options)
@@ -150,6 +157,7 @@ def vram(options: VramOptions, result: VramResult) -> None:
     has_gpu = options.sessions or options.gpu is not None or options.vram is not None
     result.set_model(model, chats.on_gpu if has_gpu else chats.on_cpu)
     console.show(video_lines(result.set_videos(videos)))
+    console.show(zoom_lines(result.set_zoom(model, chats.on_cpu, options.zoom)))
     if options.sessions:
         console.show(text.session_lines(result.set_sessions(options, (model, chats.on_gpu))))
         return
@@ -157,8 +165,7 @@ def vram(options: VramOptions, result: VramResult) -> None:
     if options.gpu == EVERY_GPU:
         gpus = list(reports.report_on_gpus(model, chats.on_gpu, budget, options))
         result.set_gpus(gpus)
-        is_plain = model.config.quantization is None
-        lines = text.known_gpu_lines(gpus, chats.on_gpu, is_plain=is_plain)
+        lines = text.known_gpu_lines(gpus, chats.on_gpu, is_plain=model.config.quantization is None)
         console.show([*text.model_lines(model), *lines])
         return
     target = reports.find_target(options, budget)
@@ -209,6 +216,12 @@ def _check_options(options: VramOptions) -> None:
             f"--solve bits with --bits {options.bits}",
             "--solve bits looks for the bits that --bits sets",
             "use one of them",
+        )
+    if options.zoom is not None and not options.image:
+        raise UsageError(
+            f"--zoom {options.zoom} without an image",
+            "it prices parts of an image that the model looks at more closely",
+            f"--image 2480x3508 --zoom {options.zoom}",
         )
     if options.sessions and options.vram is None:
         raise UsageError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -230,7 +230,8 @@ def converse(
     model_limit = model.config.text.max_position_embeddings
     context_size = defaults.context_tokens(asked, model_limit)
     if images is None:
-        images = (*videos, *_measured(options, model, context_size))
+        given = list(_measured(options, model, context_size))
+        images = (*videos, *(image for image, _ in given), *_zoomed(options, [part for _, part in given]))
     may_shrink = options.kv_dtype == defaults.AUTO
     types = [_number_types(model, options, on_gpu) for on_gpu in (False, True)]
     counts = options.parallel, 1
@@ -256,13 +257,41 @@ def _number_types(model: ModelSize, options: VramOptions, on_gpu: bool) -> tuple
     return dtype, defaults.kv_dtype(dtype, is_packed=is_packed) if kv_dtype == defaults.AUTO else kv_dtype
 
 
-def _measured(options: VramOptions, model: ModelSize, context_size: int) -> Iterator[ImageReport]:
-    """The images of --image; InputUnreadable for a file that is none."""
+def _measured(
+    options: VramOptions, model: ModelSize, context_size: int
+) -> Iterator[tuple[ImageReport, ImageReport]]:
+    """The images of --image, with --zoom each beside its largest part; InputUnreadable for a file that is
+    none."""
     views = [view for source in options.image for view in _views(source, options)]
     wanted = [WantedImage(name, view.cropped_size, options.detail, model.processor) for name, view in views]
     for (name, view), (processor, notes) in zip(views, settle_details(wanted, context_size), strict=True):
         crop = view.crop if view.is_cropped else None
-        yield measure_image(name, view.opened_size, processor, notes, crop)
+        image = measure_image(name, view.opened_size, processor, notes, crop)
+        yield image, image if options.zoom is None else _largest_part(image, view, processor, options)
+
+
+def _largest_part(
+    image: ImageReport, view: ImageView, processor: ImageProcessorConfig, options: VramOptions
+) -> ImageReport:
+    """All of an image as the zoom tool gives it: a page of a PDF is drawn anew, and nothing is reduced.
+
+    Smaller parts take less, but for the rounding of their sides.
+    """
+    if _SIZE.fullmatch(image.name) is not None:
+        return image
+    from ernie_local.media.open_image import open_part
+
+    whole = view.resized(image.resized_size).box_to_original((0, 0, 1000, 1000))
+    part = open_part(image.name, whole, processor.max_pixels, options.password).view
+    return measure_image(image.name, part.opened_size, processor, crop=part.crop if part.is_cropped else None)
+
+
+def _zoomed(options: VramOptions, parts: Sequence[ImageReport]) -> Iterator[ImageReport]:
+    """The parts of --zoom, all of the image whose parts may take most."""
+    if options.zoom is not None:
+        largest = max(parts, key=lambda part: part.tokens)
+        for number in range(1, options.zoom + 1):
+            yield dataclasses.replace(largest, name=f"{largest.name} (zoom {number})")
 
 
 def _views(source: str, options: VramOptions) -> Iterator[tuple[str, ImageView]]:

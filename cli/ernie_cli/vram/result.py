@@ -116,6 +116,16 @@ class PricedVideoObject:
 
 
 @dataclass
+class ZoomObject:
+    """What `--zoom` adds; `images` has the parts, too: NAME (zoom 1)."""
+
+    rounds: int
+    tokens: int  #: Of a part, at most.
+    kv_bytes: int  #: Of all parts, in the KV cache.
+    vision_bank_bytes: int  #: Experts of images alone, read again for each part where they were paged out.
+
+
+@dataclass
 class CpuPlanObject:
     """The plan for RAM."""
 
@@ -248,6 +258,7 @@ class VramResult:
     conversation: ConversationObject | None = None
     images: list[PricedImageObject] = field(default_factory=list)
     videos: list[PricedVideoObject] = field(default_factory=list)  #: `images` has them, too: NAME (video).
+    zoom: ZoomObject | None = None  #: With `--zoom`.
     cpu: CpuPlanObject | None = None
     gpu: GpuPlanObject | None = None
     gpus: list[KnownGpuObject] = field(default_factory=list)
@@ -292,6 +303,17 @@ class VramResult:
             for video in videos
         ]
         return [(video, video.tokens * token_bytes) for video in videos]
+
+    def set_zoom(self, model: ModelSize, chat: ChatPlan, rounds: int | None) -> ZoomObject | None:
+        """Fill in what the parts take, which are the last images of `chat`; after `set_model`."""
+        if rounds is None:
+            return None
+        assert self.conversation is not None, "set_model has filled it in"
+        tokens, token_bytes = chat.images[-1].tokens, self.conversation.kv_bytes_per_token
+        weights = model.weights(chat.item_bytes)
+        bank_bytes = weights.experts - weights.text_experts
+        self.zoom = ZoomObject(rounds, tokens, rounds * tokens * token_bytes, bank_bytes)
+        return self.zoom
 
     def set_report(self, report: Report) -> None:
         """Fill in plans and speeds."""

@@ -1,4 +1,4 @@
-"""Measures the videos of `vram --video`: files, and lengths with sizes such as 60s@1920x1080."""
+"""Measures the videos of `vram --video`, files and lengths with sizes; shows them and the parts of --zoom."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from ernie_cli.status import counted
 from ernie_cli.vram.command import VramOptions
 from ernie_local.errors import UsageError
 from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
+    from ernie_cli.vram.result import ZoomObject
     from ernie_local.media.video_size import VideoReport
     from ernie_local.planner.model_size import ModelSize
 
@@ -59,4 +61,19 @@ def video_lines(priced: Sequence[tuple[VideoReport, int]]) -> Iterator[str]:
             f"{report.name}: {video_text(report)}, {format_bytes(kv_bytes)} of KV cache, "
             f"about {format_bytes(report.reader_bytes)} while it is read, "
             f"{format_bytes(report.stored_bytes)} on disk"
+        )
+
+
+def zoom_lines(zoom: ZoomObject | None) -> Iterator[str]:
+    """What the rounds take, and what comes back to memory for them; nothing without --zoom."""
+    if zoom is None:
+        return
+    yield (
+        f"zoom: {counted(zoom.rounds, 'part')}, up to {zoom.tokens} tokens each, "
+        f"{format_bytes(zoom.kv_bytes)} of KV cache in all"
+    )
+    if zoom.vision_bank_bytes:
+        yield (
+            "zoom: the vision bank of experts comes back for each part: where experts are paged, up to "
+            f"{format_bytes(zoom.vision_bank_bytes)} are read each time"
         )
