@@ -16,6 +16,7 @@ from ernie_local.media.formats import SNIFFED_BYTES, image_format, is_video, sni
 from ernie_local.media.given_file import open_given, reporting_unreadable
 from ernie_local.media.open_image import OpenedImage, open_images
 from ernie_local.media.pages import MAX_PAGES, PageRequest, split_page_request
+from ernie_local.media.video_sampling import split_cut
 
 VIDEO = "video"
 _KINDS_WITH_PAGES = ("PDF", "TIFF")
@@ -115,6 +116,13 @@ def _not_there(path: Path, root: Path) -> InputUnreadable:
             f"{path}: pages cannot be chosen here",
             f"{document} is read page by page, each is a document of its own",
             f"{document}, and {parameter('limit', request.last)} to end early",
+        )
+    video, start, end = split_cut(str(path))
+    if (start, end) != (None, None) and Path(video).expanduser().is_file():
+        return InputUnreadable(
+            f"{path}: a part of a video cannot be chosen here",
+            f"{video} is one document from start to end",
+            f"{video}, and {parameter('frames', 16)} to see fewer frames of it",
         )
     return InputUnreadable(
         f"{path}: no such file or folder", f"nothing is at {root}", "check the spelling of the path"

@@ -137,3 +137,10 @@ def test_moments_that_fields_name_are_drawn(
 def test_contradicting_frames_are_refused(command: Command, folder: Path) -> None:
     result = command("extract", str(folder), *ASK, "--fps", "1", "--frames", "2")
     assert (result.exit_code, "--fps 1.0 with --frames 2" in result.stderr) == (2, True)
+
+
+def test_a_part_of_a_video_is_no_document(command: Command, folder: Path) -> None:
+    result = command("extract", f"{folder / 'clip.mp4'}@0:01-", *ASK)
+    assert result.exit_code == 5
+    assert "clip.mp4@0:01-: a part of a video cannot be chosen here" in result.stderr
+    assert f"try: {folder / 'clip.mp4'}, and --frames 16" in result.stderr
