@@ -33,7 +33,7 @@ def given(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, bool]:
     """An image file and whether its margins are cut: smaller and larger than the model sees, drawn anew."""
     path = tmp_path / ("page.pdf" if request.param == "page" else "image.png")
     if request.param == "page":
-        path.write_bytes(one_page(b"0 0 200 100", b"", more=()))
+        path.write_bytes(one_page(b"0 0 100 50", b"", more=()))
     else:
         image = Image.new("RGB", (100, 60) if request.param == "photo" else (900, 700), "white")
         image.paste("red", (20, 20, 60, 40) if request.param == "photo" else (200, 100, 700, 300))
