@@ -77,6 +77,22 @@ def join(runs: Sequence[Run], separator: str) -> Run:
     return Run(separator.join(run.text for run in runs), tuple(glyphs))
 
 
+def as_places(text: str, run: Run) -> Run:
+    """A text with a list [left, top, right, bottom] in it, as if its digits were read off the ends of `run`.
+
+    Those of left and top belong to the first glyph, the others to the last: where a model has to look.
+    """
+    printed = [glyph for glyph in run.glyphs if glyph is not None]
+    glyphs: list[Glyph | None] = [None] * len(text)
+    start, end = text.index("["), text.index("]")
+    num_commas = 0
+    for index in range(start, end):
+        num_commas += text[index] == ","
+        if text[index].isdigit() and printed:
+            glyphs[index] = printed[0 if num_commas < 2 else -1]
+    return Run(text, tuple(glyphs))
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """A question in plain words, its one exact answer as it is printed, and the kind it is scored under.

@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import sentencepiece
 
-from ernie_calibration.drawn_image import DrawnImage, Glyph, Question, Run, join
+from ernie_calibration.drawn_image import DrawnImage, Glyph, Question, Run, as_places, join
 from ernie_calibration.images.forms import READ_QUESTIONS
 from ernie_calibration.names import MONTHS, NameSource
 from ernie_local.session.image_tools import zoom_tool
@@ -45,11 +45,12 @@ DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 class TrainingLook(NamedTuple):
     """A thought on the first picture, a call of the zoom tool, and the tokens of the picture that it gives.
 
-    `is_scored`: whether the model has to write the call; else it is only there to be read.
+    `heading`: what is printed where the call looks. `is_scored`: whether the model has to write the call; else it is only there to be read.
     """
 
     thought: Run
     call: ToolCall
+    heading: Run
     image_tokens: int
     is_scored: bool
 
@@ -170,7 +171,8 @@ class TrainingConversation:
         beginning = len(self.ids), len(self.answer_pointers)
         self._append_thought(look.thought)
         call = {"name": look.call.name, "arguments": look.call.arguments}
-        self._append_text(f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>\n", scored=True)
+        text = f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>\n"
+        self._append_written(as_places(text, look.heading))
         self._append_end()
         if not look.is_scored:
             self.labels[beginning[0] :] = [IGNORED] * (len(self.ids) - beginning[0])

@@ -203,6 +203,7 @@ class Converser:
             ask_place(random, drawn),
             ask_place(random, drawn),
             ask_json(random, drawn, names),
+            ask_json(random, drawn, names),
             ask_absent(random, drawn, names),
         ]
         return [*(one for one in asked if one is not None), *ask_knowledge(random, drawn)]
@@ -253,7 +254,7 @@ class Converser:
         before, after = random.choice(ZOOM_THOUGHTS).split("{}")
         thought = join((Run.unprinted(before), heading, Run.unprinted(after)), "")
         crop = with_noise(random, sheet.image.crop(box), card_size)
-        look = TrainingLook(thought, call, card_grid[0] * card_grid[1], is_scored=jitter == 0)
+        look = TrainingLook(thought, call, heading, card_grid[0] * card_grid[1], is_scored=jitter == 0)
         turn = TrainingTurn(
             asked.text,
             asked.question.printed,

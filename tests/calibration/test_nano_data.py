@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import sentencepiece
 
-from ernie_calibration.drawn_image import Run
+from ernie_calibration.drawn_image import Glyph, Run
 from ernie_calibration.images import draw_image
 from ernie_calibration.sheets import zoom_call
 from ernie_calibration.skills.samples import closeup_samples
@@ -30,7 +30,14 @@ from ernie_local.text.template import (
 from ernie_local.text.tokenizer import ErnieTokenizer
 from ernie_quant.evaluation.observation import ZoomedAnswer, answer_with_zoom
 from nano.batches import MEDIA
-from nano.conversation import MediaKind, TrainingConversation, TrainingLook, TrainingTurn, image_turns
+from nano.conversation import (
+    NOTHING,
+    MediaKind,
+    TrainingConversation,
+    TrainingLook,
+    TrainingTurn,
+    image_turns,
+)
 from nano.shape import NanoShape
 from nano.tokenizer import train_tokenizer
 from tests.runtime.conftest import ScriptedModel
@@ -109,7 +116,8 @@ def test_a_closeup_is_what_a_chat_with_the_tool_holds(
     pieces: sentencepiece.SentencePieceProcessor, runtime: ErnieTokenizer, is_scored: bool
 ) -> None:
     thought = Run.unprinted("Too small.")
-    look = TrainingLook(thought, CALL, 5, is_scored)
+    heading = Run("Lyon", tuple(Glyph(letter, 10 * x, 8, (0, 0, 1, 1)) for x, letter in enumerate("Lyon")))
+    look = TrainingLook(thought, CALL, heading, 5, is_scored)
     turn = TrainingTurn(
         "Lyon: How much is it?", Run.unprinted("12.50"), Run.unprinted("Total 12.50"), look=look
     )
@@ -131,6 +139,10 @@ def test_a_closeup_is_what_a_chat_with_the_tool_holds(
     assert MEDIA.image not in written
     called = json.dumps({"name": CALL.name, "arguments": CALL.arguments})
     assert (called in runtime.decode(written)) == is_scored
+    looked_at = [glyph.character for _, glyph, picture in conversation.answer_pointers if picture == 0]
+    box = [str(side) for side in CALL.arguments["bbox_2d"]]
+    num_digits = [len("".join(box[:2])), len("".join(box[2:]))]
+    assert looked_at == ["L"] * num_digits[0] + ["n"] * num_digits[1] if is_scored else not looked_at
 
 
 def test_a_sheet_is_evaluated_with_the_tokens_of_training(
@@ -144,7 +156,7 @@ def test_a_sheet_is_evaluated_with_the_tokens_of_training(
     (sheet,), (turn,) = sample.images, sample.turns
     (seen,) = turn.rounds
     whole, card = (image_to_patches(one, processor) for one in (sheet, seen.result))
-    look = TrainingLook(Run.unprinted(seen.thought), seen.call, card.num_tokens, is_scored=True)
+    look = TrainingLook(Run.unprinted(seen.thought), seen.call, NOTHING, card.num_tokens, is_scored=True)
     answer, thought = Run.unprinted(turn.answer), Run.unprinted(turn.thought)
     conversation = TrainingConversation(pieces, "thinking", with_zoom=True)
     conversation.add_turns([TrainingTurn(turn.question, answer, thought, look=look)], whole.num_tokens)

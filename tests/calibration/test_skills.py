@@ -35,6 +35,10 @@ def test_the_box_of_a_place_is_full_of_ink_and_the_ink_around_it_ends_there(kind
         assert found.label in question.text
         wanted = named_fields(drawn)[found.label]
         assert question.mentions == ((found.label, wanted),)
+        digits = [glyph for glyph in question.printed.glyphs if glyph is not None]
+        assert len(digits) == sum(len(str(round(side))) for side in found.place)
+        printed = [glyph for glyph in wanted.glyphs if glyph is not None]
+        assert (digits[0], digits[-1]) == (printed[0], printed[-1])
         sides = (308, 196, 308, 196)
         left, top, right, bottom = (round(x * s / 1000) for x, s in zip(found.place, sides, strict=True))
         pixels = numpy.asarray(drawn.image.convert("L")).astype(int)

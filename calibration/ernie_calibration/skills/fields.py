@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from random import Random
 
-from ernie_calibration.drawn_image import Box, DrawnImage, Question, Run, join
+from ernie_calibration.drawn_image import Box, DrawnImage, Question, Run, as_places, join
 from ernie_calibration.images.forms import COLUMNS, FIELD_QUESTIONS
 from ernie_calibration.names import NameSource
 from ernie_local.structured.fields import parse_fields
@@ -84,7 +84,7 @@ def ask_place(random: Random, drawn: DrawnImage) -> Question | None:
         return None
     name = random.choice(list(fields))
     box = thousandths(fields[name].box, drawn.width, drawn.height)
-    answer = Run.unprinted(place_answer(box, name))
+    answer = as_places(place_answer(box, name), fields[name])
     return Question(PLACE, random.choice(PLACE_QUESTIONS).format(name), answer, ((name, fields[name]),))
 
 
