@@ -70,8 +70,12 @@ def draw_clip(
     scale: float = 1.0,
     held_out: bool = False,
     look: Look = PLAIN_LOOK,
+    is_stamped: bool = True,
 ) -> DrawnClip:
-    """A clip of 2 frames or more, each `width` x `height` page units, drawn `scale` times larger."""
+    """A clip of 2 frames or more, each `width` x `height` page units, drawn `scale` times larger.
+
+    is_stamped: whether the frames bear their time already, which else the runtime writes on them.
+    """
     random = Random(f"clip/{seed}/{held_out}")
     names = NameSource(random, held_out)
     step = random.choice(STEPS)
@@ -94,7 +98,8 @@ def draw_clip(
                     0, below
                 )
             )
-        stamps.append(write_stamp(page.image, seconds, scale).moved(0, below))
+        stamped = page.image if is_stamped else page.image.copy()
+        stamps.append(write_stamp(stamped, seconds, scale).moved(0, below))
         frames.append(page.image)
         number_runs.append(runs[0])
         word_runs.append(runs[1])

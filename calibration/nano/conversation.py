@@ -45,7 +45,8 @@ DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 class TrainingLook(NamedTuple):
     """A thought on the first picture, a call of the zoom tool, and the tokens of the picture that it gives.
 
-    `heading`: what is printed where the call looks. `is_scored`: whether the model has to write the call; else it is only there to be read.
+    `heading`: what is printed where the call looks. `is_scored`: whether the model has to write the call, or
+    only to read it.
     """
 
     thought: Run

@@ -41,6 +41,10 @@ SHOWN = ("answer", "reading", "pointing", "tokens", "characters", "pointers")  #
 CHECKPOINT_EVERY = 100
 EVALUATE_EVERY = 200
 WARM_UP_STEPS = 60
+# With --start only the heads that read characters, which begin anew, move for so many steps: what they ask
+# for before they can read would spoil the rest, and so would balancing banks that do not learn.
+STARTED_WAIT, STARTED_WARM_UP = 70, 130
+HEADS_SHARE = 3.0
 BALANCE_SPEED = 2e-3
 ADAM_SHARE = 0.5
 BANK_SHARE = 2.5  # an expert's word counts a quarter; at the shared expert's rate the banks stay idle
@@ -79,7 +83,7 @@ PAGES = (
         batch=36,
         weight=0.6,
         transcripts=0.12,
-        skills=0.35,
+        skills=0.6,
         look=VARIED_LOOK,
     ),
     Stream(
@@ -88,13 +92,13 @@ PAGES = (
         batch=36,
         weight=0.2,
         transcripts=0.12,
-        skills=0.35,
+        skills=0.6,
         look=VARIED_LOOK,
     ),
     TEXT_ONLY,
 )
 CLIPS = tuple(
-    Stream(("clip",), FRAME, batch=32, weight=0.035, num_frames=frames, look=VARIED_LOOK)
+    Stream(("clip",), FRAME, batch=32, weight=0.05, num_frames=frames, look=VARIED_LOOK)
     for frames in (2, 4, 5, 8)
 )
 # Cards of a sheet (columns, rows, their grid) with the grid that it is shrunk to.
@@ -121,8 +125,8 @@ READING_STAGES = (
     Stage("pages", 500, PAGES, 3e-3, 2.7e-3, 0.5, 0.2),
 )
 STARTED_STAGES = (
-    Stage("skills", 1200, ALL_SKILLS, 2.5e-3, 1.2e-3, 0.5, 0.2),
-    Stage("practice", 1000, ALL_SKILLS, 1.2e-3, 3e-5, 0.4, 0.15),
+    Stage("skills", 1200, ALL_SKILLS, 1.8e-3, 1.1e-3, 0.5, 0.2),
+    Stage("practice", 1100, ALL_SKILLS, 1.1e-3, 3e-5, 0.4, 0.15),
 )
 HELD_OUT = (
     Stream(("invoice", "form", "table", *CHARTS), LANDSCAPE, batch=50, weight=1.0, questions=1),
@@ -138,28 +142,42 @@ def make_optimizers(network: NanoNetwork) -> Optimizers:
 
     A group's `share` is its learning rate as a share of the stage's.
     """
-    banks: list[torch.nn.Parameter] = []
-    matrices: list[torch.nn.Parameter] = []
-    rest: list[torch.nn.Parameter] = []
+    groups: dict[str, list[torch.nn.Parameter]] = defaultdict(list)
     for name, parameter in network.named_parameters():
-        is_matrix = parameter.dim() >= 2 and "router" not in name and name not in ("embed", "reading_heads")
-        (rest if not is_matrix else banks if "banks" in name else matrices).append(parameter)
-    muon_groups = [{"params": matrices, "share": 1.0}, {"params": banks, "share": BANK_SHARE}]
-    rest_groups = [{"params": rest, "share": ADAM_SHARE}]
+        is_matrix = parameter.dim() >= 2 and "router" not in name and name != "embed"
+        if name == "reading_heads":
+            groups["heads"].append(parameter)
+        else:
+            groups["rest" if not is_matrix else "banks" if "banks" in name else "matrices"].append(parameter)
+
+    def group(name: str, share: float) -> dict[str, object]:
+        return {"params": groups[name], "share": share, "is_new": name == "heads"}
+
     return [
-        Muon(muon_groups, weight_decay=0.03),
-        torch.optim.AdamW(rest_groups, lr=0.0, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+        Muon([group("matrices", 1.0), group("banks", BANK_SHARE)], weight_decay=0.03),
+        torch.optim.AdamW(
+            [group("rest", ADAM_SHARE), group("heads", HEADS_SHARE)],
+            lr=0.0,
+            betas=(0.9, 0.95),
+            weight_decay=0.0,
+            fused=True,
+        ),
     ]
 
 
-def set_rate(optimizers: Optimizers, stage: Stage, step_in_stage: int, step: int) -> float:
+def set_rate(
+    optimizers: Optimizers, stage: Stage, step_in_stage: int, step: int, *, is_started: bool
+) -> float:
     """Linear inside the stage, warm-up over the whole run's first steps."""
     progress = step_in_stage / max(1, stage.steps)
     rate = stage.first_rate + (stage.last_rate - stage.first_rate) * progress
-    rate *= min(1.0, (step + 1) / WARM_UP_STEPS)
+    from_nothing = min(1.0, (step + 1) / WARM_UP_STEPS)
+    from_start = min(1.0, max(0.0, (step + 1 - STARTED_WAIT) / STARTED_WARM_UP))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate * group["share"]
+            is_behind = is_started and not group["is_new"]
+            share = group["share"] if step < STARTED_WAIT or not group["is_new"] else ADAM_SHARE
+            group["lr"] = rate * share * (from_start if is_behind else from_nothing)
     return rate
 
 
@@ -188,8 +206,10 @@ def evaluate_held_out(
     return {kind: (right, asked) for kind, (right, asked) in sorted(counts.items())}
 
 
-def train_step(network: NanoNetwork, optimizers: Optimizers, batch: Batch, stage: Stage) -> list[float]:
-    """One update; the values of `Losses` in their order."""
+def train_step(
+    network: NanoNetwork, optimizers: Optimizers, batch: Batch, stage: Stage, *, balances: bool = True
+) -> list[float]:
+    """One update; the values of `Losses` in their order. balances: whether to even out expert loads."""
     losses = network.losses(batch)
     total = losses.answer + stage.reading_weight * losses.reading + stage.pointing_weight * losses.pointing
     total.backward()
@@ -198,7 +218,7 @@ def train_step(network: NanoNetwork, optimizers: Optimizers, batch: Batch, stage
         optimizer.step()
         optimizer.zero_grad(set_to_none=False)
     for module in network.modules():
-        if isinstance(module, TrainedBank):
+        if isinstance(module, TrainedBank) and balances:
             module.balance(BALANCE_SPEED)
     return [value.item() for value in losses]
 
@@ -273,8 +293,9 @@ def train(work: Path, seed: int, stages: Sequence[Stage], start: Path | None = N
         recent: list[list[float]] = []
         started = time.perf_counter()
         for offset in range(stage.steps - step_in_stage):
-            rate = set_rate(optimizers, stage, step_in_stage + offset, step)
-            recent.append(train_step(network, optimizers, next(batches), stage))
+            rate = set_rate(optimizers, stage, step_in_stage + offset, step, is_started=start is not None)
+            balances = start is None or step >= STARTED_WAIT
+            recent.append(train_step(network, optimizers, next(batches), stage, balances=balances))
             step += 1
             if step % REPORT_EVERY == 0 or step == total:
                 means = torch.tensor(recent).nanmean(0).tolist()

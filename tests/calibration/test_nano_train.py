@@ -59,11 +59,11 @@ def test_a_few_steps_lower_the_loss_and_a_stopped_run_goes_on(
     step = train.train_step
     done: list[None] = []
 
-    def interrupted(network: NanoNetwork, *rest: object) -> list[float]:
+    def interrupted(network: NanoNetwork, *rest: object, **options: object) -> list[float]:
         done.append(None)
         if len(done) == 7:  # two steps behind a checkpoint
             raise KeyboardInterrupt
-        return step(network, *rest)  # type: ignore[arg-type]
+        return step(network, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(train, "train_step", interrupted)
     with pytest.raises(KeyboardInterrupt):
