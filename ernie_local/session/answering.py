@@ -75,8 +75,7 @@ class Answering:
         `Chat.send`, except that an empty completion is one.
         """
         with self._entry:
-            self._end_running()
-            started = time.perf_counter()
+            started = self._begin()
             if isinstance(prompt, str):
                 context_size = self._sequence.engine.context_size
                 check_may_fit([prompt], context_size, self.writer.tokenizer.longest_bytes)
@@ -98,8 +97,7 @@ class Answering:
         check_ids(token_ids, self.model.config.text.vocab_size)
 
     def _parts(self) -> ChatParts:
-        """For the next question, which nobody has asked to stop yet."""
-        self._stop_asked = False
+        """For the next question."""
         return ChatParts(
             model=self.model,
             writer=self.writer,
@@ -109,6 +107,12 @@ class Answering:
             should_stop=self._should_stop,
             on_step=self.on_step,
         )
+
+    def _begin(self) -> float:
+        """End the answer before, and forget a stop that was for it; when the next one was asked for."""
+        self._end_running()
+        self._stop_asked = False
+        return time.perf_counter()
 
     def _answer(self, question: OpenQuestion) -> Generator[Piece, None, None]:
         """The pieces of the answer."""

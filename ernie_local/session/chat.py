@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import replace
@@ -107,8 +106,7 @@ class Chat(Answering):
         role "tool" hands in what a tool gave. The rest is as of `send` of the history and one more message.
         """
         with self._entry:
-            self._end_running()
-            started = time.perf_counter()
+            started = self._begin()
             question = tuple(self._opened([asked_message(role, text, images, videos)], self._turns))
             options = _options(thinking, thinking_budget, max_tokens, schema)
             return self._start(started, self._turns, question, options)
@@ -141,8 +139,7 @@ class Chat(Answering):
         and `close` on the pieces keep what came until then as an interrupted turn.
         """
         with self._entry:
-            self._end_running()
-            started = time.perf_counter()
+            started = self._begin()
             said, begun = split_begun(self._opened(messages))
             turns, question = split_turns(said)
             options = _options(thinking, thinking_budget, max_tokens, schema)
@@ -161,9 +158,8 @@ class Chat(Answering):
         All its messages are asked. Arguments and errors are those of `send`; UsageError without a question.
         """
         with self._entry:
-            self._end_running()
+            started = self._begin()
             *turns, last = self._some_turns("ask again")
-            started = time.perf_counter()
             options = _options(thinking, thinking_budget, max_tokens, schema)
             return self._start(started, tuple(turns), last.question, options)
 
@@ -227,7 +223,6 @@ class Chat(Answering):
 
         Interrupted where a stop is asked for while a video is read.
         """
-        self._stop_asked = False
         files, context_size = self.model.files, self._sequence.engine.context_size
         room = context_size - sum(one.num_tokens for turn in turns for one in turn.media)
         pauses, opened = Pauses(self._should_stop), list[ChatMessage]()

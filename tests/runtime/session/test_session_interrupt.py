@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from ernie_local.session import messages
 
 if TYPE_CHECKING:
     from tests.runtime.conftest import Talks
@@ -62,6 +64,31 @@ def test_stop_while_the_prompt_is_read_leaves_no_turn(talk: Talks, image: Path) 
     assert (one.chat.last.finish_reason, one.chat.last.text) == ("interrupted", "")
     assert len(one.chat.history) == 1
     assert one.ask("q", "now", images=[image]).text == "now"
+
+
+def test_stop_while_images_are_opened_is_not_forgotten(
+    talk: Talks, image: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = talk()
+    open_each = messages.open_each
+
+    def stop_and_open(*arguments: Any) -> Any:
+        one.chat.stop()
+        return open_each(*arguments)
+
+    one.engine.say("never")
+    with monkeypatch.context() as patched:
+        patched.setattr(messages, "open_each", stop_and_open)
+        assert list(one.chat.ask("q", images=[image])) == []
+    assert one.chat.last is not None
+    assert one.chat.last.finish_reason == "interrupted"
+    one.ask("q", "now", images=[image])
+    one.chat.stop()
+    one.engine.say("again")
+    assert "".join(piece.text for piece in one.chat.retry()) == "again"
+    one.chat.stop()
+    one.engine.say("more")
+    assert "".join(piece.text for piece in one.chat.complete("go")) == "more"
 
 
 @pytest.mark.parametrize(
