@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_right
 from collections.abc import Generator, Sequence
 from itertools import accumulate
@@ -11,14 +12,30 @@ from PIL import GifImagePlugin, Image, ImageFile, WebPImagePlugin
 
 from ernie_local.errors import InputUnreadable
 from ernie_local.media.decode import check_size, reporting_damage
+from ernie_local.media.video_size import check_reading_memory
 from ernie_local.progress import Pause
 
-_DECODERS = {"GIF": GifImagePlugin.GifImageFile, "WebP": WebPImagePlugin.WebPImageFile}
 _DEFAULT_MILLISECONDS = 100  # what browsers take where a file says 0
 MOST_ANIMATION_FRAMES = 100_000
 # Of all its frames, each of which is drawn in full whether it is seen or not: a file of 20 bytes a frame may
 # ask for hours.
 _MOST_PIXELS = 2 << 30
+
+
+class _GifFile(GifImagePlugin.GifImageFile):
+    """A GIF whose frames are not counted without end: the file does not say how many it has."""
+
+    pause: Pause | None = None
+
+    def _seek(self, frame: int, update_image: bool = True) -> None:
+        if self.pause is not None:
+            self.pause()
+        if frame > MOST_ANIMATION_FRAMES:
+            raise EOFError("too many frames")
+        super()._seek(frame, update_image)
+
+
+_DECODERS = {"GIF": _GifFile, "WebP": WebPImagePlugin.WebPImageFile}
 MOVING_KINDS = tuple(_DECODERS)
 
 
@@ -41,14 +58,20 @@ class Animation:
         InputUnreadable for a damaged file, one that does not move, and one of too many pixels.
         """
         self.name, self._kind, self._pause = name, kind, pause
+        num_bytes = file.seek(0, os.SEEK_END)
+        file.seek(0)
         with reporting_damage(name, kind, None):
             self._image: ImageFile.ImageFile = _DECODERS[kind](file)
+            if isinstance(self._image, _GifFile):
+                self._image.pause = pause
             check_size(*self._image.size, name)
+            check_reading_memory(*self._image.size, num_bytes, name)
             self.num_frames = int(getattr(self._image, "n_frames", 1))
             if not 2 <= self.num_frames <= MOST_ANIMATION_FRAMES:
+                more = " or more" if self.num_frames > MOST_ANIMATION_FRAMES else ""
                 raise InputUnreadable(
-                    f"{name}: a {kind} image of {self.num_frames} frames, 2 to {MOST_ANIMATION_FRAMES} are "
-                    "possible",
+                    f"{name}: a {kind} image of {self.num_frames} frames{more}, 2 to "
+                    f"{MOST_ANIMATION_FRAMES} are possible",
                     "an image that does not move is read in more detail as an image",
                     "give it as an image",
                 )
@@ -74,10 +97,15 @@ class Animation:
 
     def read(self, indices: Sequence[int]) -> Generator[tuple[int, Image.Image], None, None]:
         """As of VideoFile: RGB images of these ascending indices."""
+        first = 0
         for index in indices:
             time = index * self._ends[-1] / self.num_frames
             with reporting_damage(self.name, self._kind, None):
-                self._image.seek(min(bisect_right(self._ends, time), self.num_frames - 1))
+                wanted = min(bisect_right(self._ends, time), self.num_frames - 1)
+                # Each is drawn on the one before.
+                for one in range(first, wanted + 1):
+                    self._draw(one)
+                first = wanted
                 shown = self._image.convert("RGBA")
             flat = Image.new("RGB", shown.size, "white")
             flat.paste(shown, mask=shown.getchannel("A"))
@@ -85,9 +113,12 @@ class Animation:
 
     def _duration(self, index: int) -> int:
         """Milliseconds for which a frame stays."""
+        self._draw(index)
+        return int(self._image.info.get("duration") or 0) or _DEFAULT_MILLISECONDS
+
+    def _draw(self, index: int) -> None:
         if self._pause is not None:
             self._pause()
         self._image.seek(index)
-        if self._kind == "WebP":  # which tells it when it has been decoded
+        if self._kind == "WebP":  # which tells how long a frame stays when it has been decoded
             self._image.load()
-        return int(self._image.info.get("duration") or 0) or _DEFAULT_MILLISECONDS

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ernie_local.errors import DoesNotFit
+from ernie_local.errors import DoesNotFit, OutOfMemory
 from ernie_local.media.patches import VideoPatches
 from ernie_local.media.processor import frames_to_rows
 from ernie_local.media.processor_config import ImageProcessorConfig
@@ -33,7 +33,7 @@ class FrameStore:
     """Frames of one size, as the model sees them, numbered from 0. Several threads may read."""
 
     def __init__(self, size: tuple[int, int], num_frames: int, *, in_memory: bool = False) -> None:
-        """size: (width, height) of each frame. DoesNotFit where memory for them cannot be had."""
+        """size: (width, height) of each frame. OutOfMemory where memory for them cannot be had."""
         self.size = size
         self.num_frames = num_frames
         self._held: np.ndarray[tuple[int, ...], np.dtype[np.uint8]] | None = None
@@ -83,7 +83,7 @@ class FrameStore:
         try:
             return np.empty(shape, dtype=np.uint8)
         except MemoryError as error:
-            raise DoesNotFit(
+            raise OutOfMemory(
                 f"the frames of a video: {format_bytes(math.prod(shape))} cannot be had",
                 "a video that is given as bytes keeps the frames that the model sees in memory",
                 "fewer frames, or a shorter part of the video",

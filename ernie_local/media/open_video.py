@@ -69,7 +69,7 @@ def open_video(
 
     InputUnreadable for what is no video, damaged beyond what neighbouring frames make up for, or too large;
     UsageError for a part that is given twice; DoesNotFit for more than `most_tokens`, before a frame is
-    decoded, and where the disk or the memory has no room for the frames.
+    decoded, and where the disk has no room for the frames; OutOfMemory where the memory has none.
     """
     sampling = sampling or VideoSampling()
     if isinstance(source, bytes):
@@ -234,7 +234,8 @@ def _undecodable(video: VideoFile | Animation, number: int, neighbours: str) -> 
     return InputUnreadable(
         f"{video.name}: frame {number} of {video.num_frames} cannot be decoded, {neighbours}",
         f"the video is damaged around {clock_text(number / video.fps)}",
-        "a part of it that is sound, such as clip.mp4@00:00-00:10, or ffmpeg -i in.mp4 repaired.mp4",
+        f"a part of it that is sound, such as {parameter('videos', 'clip.mp4@00:00-00:10')}, or "
+        "ffmpeg -i in.mp4 repaired.mp4",
     )
 
 

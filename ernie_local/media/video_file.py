@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from ernie_local.errors import InputUnreadable
 from ernie_local.media.decode import check_size
+from ernie_local.media.video_size import check_reading_memory
 from ernie_local.media.video_stamp import missing_extra
 from ernie_local.progress import Pause
 from ernie_local.sizes import format_bytes
@@ -132,7 +133,7 @@ class VideoFile:
         context = self._stream.codec_context
         if context is None:
             raise self._broken("is coded in a way that PyAV does not decode", None)
-        check_size(context.width, context.height, self.name)
+        self._check_size(context.width, context.height)
         self._stream.thread_type = "AUTO"
         context.thread_count = min(os.cpu_count() or 1, _MOST_THREADS)
 
@@ -145,7 +146,11 @@ class VideoFile:
         width, height = self._frame_size = first[1].width, first[1].height
         self._rotation = round(first[1].rotation / 90) % 4  # quarter turns to the left
         self.size = (height, width) if self._rotation % 2 else (width, height)
-        check_size(*self.size, self.name)
+        self._check_size(*self.size)
+
+    def _check_size(self, width: int, height: int) -> None:
+        check_size(width, height, self.name)
+        check_reading_memory(width, height, self._num_bytes, self.name)
 
     def _scan(self) -> None:
         """Count the frames, and note when they are shown and which of them can be begun with."""

@@ -19,6 +19,7 @@ _MOST_SECONDS = 1e9
 # A broken frame is replaced by one at most so many frames away, and the first or last one by a farther one.
 _REACH, _REACH_AT_ENDS = 9, 19
 _CLOCK = r"(?:(?:(\d{1,3}):)?(\d{1,3}):)?(\d{1,6}(?:\.\d{1,3})?)"
+_A_PART = parameter("videos", "clip.mp4@00:10-00:35")
 _CUT = re.compile(rf"(?P<path>.*)@(?P<start>{_CLOCK})?-(?P<end>{_CLOCK})?", re.ASCII | re.DOTALL)
 
 
@@ -68,13 +69,13 @@ class VideoSampling:
                 raise UsageError(
                     f"{parameter(name)} is {seconds}, 0 to {_MOST_SECONDS:g} are possible",
                     "it counts the seconds from the start of the video",
-                    "clip.mp4@00:10-00:35",
+                    _A_PART,
                 )
         if self.end is not None and self.end <= (self.start or 0.0):
             raise UsageError(
                 f"a part of a video from {self.start or 0:g} s to {self.end:g} s",
                 "it ends before it begins",
-                "clip.mp4@00:10-00:35",
+                _A_PART,
             )
 
     def part_of(self, num_frames: int, source_fps: float, name: str) -> range:
@@ -85,7 +86,7 @@ class VideoSampling:
             raise InputUnreadable(
                 f"{name}: no frame from {self.start or 0:g} s on, it takes {num_frames / source_fps:.2f} s",
                 f"it has {num_frames} frames, {source_fps:g} in a second",
-                "give a part that lies in the video, such as clip.mp4@00:00-00:05",
+                f"give a part that lies in the video, such as {parameter('videos', 'clip.mp4@00:00-00:05')}",
             )
         return range(first, last)
 

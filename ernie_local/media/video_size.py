@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ernie_local.errors import InputUnreadable
 from ernie_local.media.image_size import ImageReport, measure_image
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.media.video_sampling import VideoSampling, frame_time
+from ernie_local.sizes import format_bytes
 
 _TEMPORAL_MERGE = 2  # frames that one token joins
 _PIXEL_BYTES = 3
 # Frames that are held at a time while a video is read: decoder, picture, drawn and resized ones.
 _FRAMES_HELD, _READER_BYTES = 24, 48 << 20
+# What reading any file may take, or so many bytes for each of its own.
+_MOST_READER_BYTES, _BYTES_PER_FILE_BYTE = 1 << 30, 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +61,7 @@ class VideoReport:
     @property
     def reader_bytes(self) -> int:
         """About the memory that reading it takes, however long it is; the chosen frames lie on disk."""
-        width, height = self.original_size
-        return _READER_BYTES + _FRAMES_HELD * _PIXEL_BYTES * width * height
+        return _reader_bytes(*self.original_size)
 
     @property
     def stored_bytes(self) -> int:
@@ -70,6 +73,22 @@ class VideoReport:
         """What it takes of memory: as an image of all its tokens, and of the patches of two frames."""
         name = f"{self.name} (video)"
         return ImageReport(name, self.original_size, self.resized_size, self.pair_patches, self.tokens)
+
+
+def _reader_bytes(width: int, height: int) -> int:
+    return _READER_BYTES + _FRAMES_HELD * _PIXEL_BYTES * width * height
+
+
+def check_reading_memory(width: int, height: int, num_bytes: int, name: str) -> None:
+    """InputUnreadable where reading frames of this size takes far more than a file of `num_bytes` should."""
+    needed, most = _reader_bytes(width, height), max(_MOST_READER_BYTES, _BYTES_PER_FILE_BYTE * num_bytes)
+    if needed > most:
+        raise InputUnreadable(
+            f"{name}: frames of {width} x {height} pixels take {format_bytes(needed)} to read, at most "
+            f"{format_bytes(most)} for a file of {num_bytes:,} bytes",
+            "videos of this size have larger files: this one is nearly blank, or was made to fill the memory",
+            "make it smaller: ffmpeg -i in.mp4 -vf scale=1920:-2 out.mp4",
+        )
 
 
 def measure_video(

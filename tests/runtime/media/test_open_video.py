@@ -16,15 +16,17 @@ import pytest
 import torch
 from PIL import Image
 
-from ernie_local.errors import ErnieLocalError, InputUnreadable, Interrupted
+from ernie_local.errors import ErnieLocalError, InputUnreadable, Interrupted, OutOfMemory
+from ernie_local.media import animation, video_size
 from ernie_local.media.animation import Animation
+from ernie_local.media.frame_store import FrameStore
 from ernie_local.media.open_video import open_video
 from ernie_local.media.processor import image_to_patches
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.media.video_config import read_video_processor
 from ernie_local.media.video_file import VideoFile
 from ernie_local.media.video_sampling import VideoSampling
-from ernie_local.media.video_size import measure_video
+from ernie_local.media.video_size import check_reading_memory, measure_video
 from ernie_local.media.video_stamp import draw_stamp
 from tests.video_files import (
     gray_of,
@@ -131,10 +133,67 @@ def test_an_animation_that_asks_for_hours_is_refused(monkeypatch: pytest.MonkeyP
     """Of 23 bytes a frame."""
     control, place = b"\x21\xf9\x04\x08\x0a\0\0\0", struct.pack("<4HB", 0, 0, 1, 1, 0)
     frame = control + b"\x2c" + place + b"\x02\x02\x44\x01\x00"
-    head = b"GIF89a" + struct.pack("<2H3B", 4000, 4000, 0x80, 0, 0) + bytes(3) + b"\xff" * 3
-    monkeypatch.setattr(Animation, "_duration", None)  # which draws
-    with pytest.raises(InputUnreadable, match="140 frames of 4000 x 4000 pixels, 134 of that size"):
-        open_video(head + 140 * frame + b"\x3b", SMALL)
+    head = b"GIF89a" + struct.pack("<2H3B", 2000, 2000, 0x80, 0, 0) + bytes(3) + b"\xff" * 3
+    monkeypatch.setattr(Animation, "_draw", None)
+    with pytest.raises(InputUnreadable, match="540 frames of 2000 x 2000 pixels, 536 of that size"):
+        open_video(head + 540 * frame + b"\x3b", SMALL)
+
+
+def test_frames_are_not_counted_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_animation(tmp_path / "a.gif", [100] * 9).read_bytes()
+    monkeypatch.setattr(Animation, "_draw", None)
+    monkeypatch.setattr(animation, "MOST_ANIMATION_FRAMES", 5)
+    with pytest.raises(InputUnreadable, match="of 6 frames or more, 2 to 5 are possible"):
+        open_video(data, SMALL)
+    num_asked = 0
+
+    def pause() -> None:
+        nonlocal num_asked
+        num_asked += 1
+        if num_asked == 3:
+            raise Interrupted("stopped", "asked to", "go on")
+
+    with pytest.raises(Interrupted):
+        open_video(data, SMALL, pause=pause)
+
+
+@pytest.mark.parametrize("suffix", ["gif", "webp"])
+def test_a_reading_is_ended_between_frames_that_are_not_seen(tmp_path: Path, suffix: str) -> None:
+    path = write_animation(tmp_path / f"a.{suffix}", [100] * 20)
+    num_asked, asked_at = 0, list[int]()
+
+    def pause() -> None:
+        nonlocal num_asked
+        num_asked += 1
+
+    open_video(
+        path, SMALL, VideoSampling(frames=2), pause=pause, on_frame=lambda *_: asked_at.append(num_asked)
+    )
+    # Frames 0 and 10: those between are drawn, too.
+    assert asked_at[-1] >= 20 + 11
+
+
+def test_frames_that_fill_the_memory_are_refused_before_they_are_decoded(
+    tmp_path: Path, clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_reading_memory(3840, 2160, 1000, "a.mp4")
+    check_reading_memory(7680, 4320, 3_000_000, "a.mp4")
+    for side, num_bytes in ((10_000, 4000), (5000, 1_000_000)):
+        with pytest.raises(
+            InputUnreadable, match=f"{side} x {side} pixels take .* for a file of {num_bytes:,}"
+        ):
+            check_reading_memory(side, side, num_bytes, "a.mp4")
+    monkeypatch.setattr(video_size, "_MOST_READER_BYTES", 1)
+    monkeypatch.setattr(VideoFile, "_decode", None)
+    monkeypatch.setattr(Animation, "_draw", None)
+    for path in (clip, write_animation(tmp_path / "a.gif", [100] * 9)):
+        with pytest.raises(InputUnreadable, match="pixels take"):
+            open_video(path.read_bytes(), SMALL)
+
+
+def test_memory_that_cannot_be_had_is_no_fault_of_the_context() -> None:
+    with pytest.raises(OutOfMemory, match="the frames of a video"):
+        FrameStore((1 << 20, 1 << 20), 1 << 20, in_memory=True)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "gif"])
