@@ -14,6 +14,7 @@ from urllib.parse import unquote, unquote_to_bytes, urlsplit
 from ernie_local.errors import UsageError
 from ernie_local.files import open_plain
 from ernie_local.media.detail import Detail
+from ernie_local.progress import Pause
 from ernie_local.server.failures import ApiError, api_error, bad_request
 from ernie_local.server.remote import MediaKind, fetch_media
 from ernie_local.server.requests import AskedDetail
@@ -26,26 +27,27 @@ class AttachmentLimits:
     """What a request may bring, and how it is seen.
 
     detail: of images that say nothing of it. trim: cut blank margins. max_images: of one request, videos and
-    documents counted, pages not. max_bytes: of one of these, decoded from base64. media_path: the folder
-    whose files file: addresses may name; None for none. allow_remote: whether http and https addresses are
-    fetched, in at most remote_seconds each.
+    documents counted, pages not. max_bytes: of one of these, decoded from base64; max_total_bytes: of all.
+    media_path: the folder whose files file: addresses may name; None for none. allow_remote: whether http and
+    https addresses are fetched, in at most remote_seconds each.
     """
 
     detail: Detail = "high"
     trim: bool = False
     max_images: int = 32
     max_bytes: int = 64 << 20
+    max_total_bytes: int = 256 << 20
     media_path: Path | None = None
     allow_remote: bool = False
     remote_seconds: float = 20.0
 
 
 class Attachments:
-    """Opens what one request names, and counts it."""
+    """Opens what one request names, and counts it. pause: is called before each."""
 
-    def __init__(self, limits: AttachmentLimits) -> None:
-        self._limits = limits
-        self._num_images = 0
+    def __init__(self, limits: AttachmentLimits, pause: Pause = lambda: None) -> None:
+        self._limits, self._pause = limits, pause
+        self._num_images = self._num_bytes = 0
 
     def image(self, url: str, detail: AskedDetail | None) -> ImagePart:
         """The image at an address; ApiError 400 or 413 for one that is not allowed or cannot be read."""
@@ -65,18 +67,15 @@ class Attachments:
             raise bad_request("a file part needs file_data: files are not kept here", "messages")
         is_address = file_data[:5].lower() == "data:"
         data = _data_of(file_data, "image") if is_address else _decode_base64(file_data, "image")
-        check_attached_size(data, self._limits)
-        return self._part(data, None)
+        return self._part(self._weighed(data, "image"), None)
 
     def _bytes_at(self, url: str, kind: MediaKind) -> bytes:
         self._count()
         scheme = urlsplit(url[:64]).scheme.lower() if ":" in url[:64] else ""
         if scheme == "data":
-            data = _data_of(url, kind)
-            check_attached_size(data, self._limits, kind)
-            return data
+            return self._weighed(_data_of(url, kind), kind)
         if scheme == "file":
-            return self._file(url, kind)
+            return self._weighed(self._file(url), kind)
         if scheme not in ("http", "https"):
             raise bad_request(
                 f"{kind} addresses begin with data:, https:, http:, or file:, not {url[:16]!r}",
@@ -89,12 +88,14 @@ class Attachments:
                 "messages",
                 "remote_images_off",
             )
-        return fetch_media(url, kind, self._limits.max_bytes, self._limits.remote_seconds)
+        fetched = fetch_media(url, kind, self._limits.max_bytes, self._limits.remote_seconds)
+        return self._weighed(fetched, kind)
 
     def _part(self, data: bytes, detail: AskedDetail | None) -> ImagePart:
         return attached_part(data, detail, self._limits)
 
     def _count(self) -> None:
+        self._pause()
         self._num_images += 1
         if self._num_images > self._limits.max_images:
             raise ApiError(
@@ -105,7 +106,21 @@ class Attachments:
                 "messages",
             )
 
-    def _file(self, url: str, kind: MediaKind) -> bytes:
+    def _weighed(self, data: bytes, kind: MediaKind) -> bytes:
+        """The same bytes, unless they are too many: all of a request are in memory before one is opened."""
+        check_attached_size(data, self._limits, kind)
+        self._num_bytes += len(data)
+        if self._num_bytes > self._limits.max_total_bytes:
+            raise ApiError(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                f"the images, videos and documents of one request have {format_bytes(self._num_bytes)}, "
+                f"at most {format_bytes(self._limits.max_total_bytes)} are read",
+                "image_too_large",
+                "messages",
+            )
+        return data
+
+    def _file(self, url: str) -> bytes:
         """A file below the media path, whatever links and dots the address has."""
         folder = self._limits.media_path
         if folder is None:
@@ -122,11 +137,9 @@ class Attachments:
             if "\0" in named or not path.is_relative_to(folder.resolve()) or not path.is_file():
                 raise outside
             with open_plain(path) as file:
-                data = file.read(self._limits.max_bytes + 1)
+                return file.read(self._limits.max_bytes + 1)
         except (OSError, ValueError) as error:
             raise outside from error
-        check_attached_size(data, self._limits, kind)
-        return data
 
 
 def check_attached_size(data: bytes, limits: AttachmentLimits, kind: MediaKind = "image") -> None:

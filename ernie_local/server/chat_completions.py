@@ -29,7 +29,7 @@ def question_of(
     thinking, thinking_budget = thinking_of(request)
     call_form = call_form_of(request.tools or (), request.tool_choice)
     return ClientQuestion(
-        messages=lambda: chat_messages(request.messages, Attachments(limits)),
+        messages=lambda pause: chat_messages(request.messages, Attachments(limits, pause)),
         keys=[message_key(message) for message in request.messages],
         sampling=body.sampling_over(of_model),
         tools=() if request.tool_choice == "none" else tool_descriptions(request.tools),

@@ -14,16 +14,16 @@ from ernie_local.errors import (
     OutOfMemory,
     UsageError,
 )
+from ernie_local.media.video_sampling import split_cut
 
 # Arguments of the library that are called otherwise in a request.
 _FIELDS = {
     "context_size": "--ctx-size of the server",
-    "images": "image_url",
     "image_tokens": "--image-tokens of the server",
     "thinking": "reasoning_effort",
     "text": "messages",
-    "videos": "video_url",
 }
+_MEDIA_FIELDS = {"images": "image_url", "videos": "video_url"}
 
 
 class ApiError(Exception):
@@ -98,5 +98,9 @@ def api_error(error: BaseException, param: str | None = None) -> ApiError:
 
 
 def _spelled_field(name: str, value: str) -> str:
+    if name in _MEDIA_FIELDS:  # a client names no file, and a part of one by fields of its own
+        _, start, end = split_cut(value)
+        ends = [f"{one} {at:g}" for one, at in (("start", start), ("end", end)) if at is not None]
+        return " with ".join([_MEDIA_FIELDS[name], *([" and ".join(ends)] if ends else [])])
     spelled = _FIELDS.get(name, name)
     return f"{spelled} {value}" if value else spelled

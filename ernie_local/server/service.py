@@ -16,8 +16,9 @@ from http import HTTPStatus
 from typing import NamedTuple, TypeAlias
 
 from ernie_local.errors import NoAnswer
+from ernie_local.progress import Pause
 from ernie_local.sampling import SamplingOptions
-from ernie_local.server.failures import ApiError
+from ernie_local.server.failures import ApiError, client_gone
 from ernie_local.server.stop_texts import StopTexts
 from ernie_local.session import Answer, Chat, ChatMessage, FinishReason, Piece, ToolCall
 from ernie_local.structured import AnswerForm
@@ -38,14 +39,15 @@ class Progress(NamedTuple):
 class ClientQuestion:
     """What a client asks.
 
-    messages: makes the conversation in the thread of the slot, as images are opened and fetched there. keys:
-    one for each message, equal for equal messages. prompt: in place of messages, what `Chat.complete` takes.
-    is_call: whether what is in the form is a call of a tool. The rest is as of `Chat`.
+    messages: makes the conversation in the thread of the slot, as images are fetched and opened there, and
+    calls the pause before each of them. keys: one for each message, equal for equal messages. prompt: in
+    place of messages, what `Chat.complete` takes. is_call: whether what is in the form is a call of a tool.
+    The rest is as of `Chat`.
     """
 
     keys: Sequence[object]
     sampling: SamplingOptions
-    messages: Callable[[], Sequence[ChatMessage]] = tuple
+    messages: Callable[[Pause], Sequence[ChatMessage]] = lambda _pause: ()
     prompt: str | Sequence[int] | None = None
     top_scores: int | None = None
     tools: Sequence[Mapping[str, object]] = ()
@@ -103,6 +105,11 @@ class _Job:
     put: Callable[[Event | BaseException | None], object]
     is_cancelled: threading.Event = field(default_factory=threading.Event)
 
+    def pause(self) -> None:
+        """End the work where the client has gone."""
+        if self.is_cancelled.is_set():
+            raise client_gone()
+
 
 class _Slot:
     """One chat in one thread."""
@@ -138,8 +145,7 @@ class _Slot:
 
     def _run(self, job: _Job) -> None:
         try:
-            if not job.is_cancelled.is_set():
-                self._answer(job)
+            self._answer(job)
         except BaseException as error:  # noqa: BLE001  (the client's task raises it)
             job.put(error)
         finally:
@@ -147,14 +153,14 @@ class _Slot:
             job.put(None)
 
     def _answer(self, job: _Job) -> None:
+        job.pause()
         question, chat = job.question, self.chat
         chat.sampling = question.sampling
         chat.writer.tools = tuple(question.tools)
         chat.top_scores = question.top_scores
-        pieces = self._ask(question)
+        pieces = self._ask(job)
         # A stop before `send` had begun would be lost.
-        if job.is_cancelled.is_set():
-            return
+        job.pause()
         # Not before: a refused question leaves the conversation as it was.
         self.keys = question.keys
         job.put(Begun())
@@ -181,11 +187,14 @@ class _Slot:
             job.put(held)
         job.put(Ended(answer, "stop" if stops.has_stopped else answer.finish_reason, calls))
 
-    def _ask(self, question: ClientQuestion) -> Generator[Piece, None, None]:
+    def _ask(self, job: _Job) -> Generator[Piece, None, None]:
+        question = job.question
         if question.prompt is not None:
             return self.chat.complete(question.prompt, question.max_tokens)
+        messages = question.messages(job.pause)
+        job.pause()
         return self.chat.send(
-            question.messages(),
+            messages,
             question.thinking,
             question.thinking_budget,
             question.max_tokens,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from ernie_local.server.attachments import AttachmentLimits, Attachments
-from ernie_local.server.failures import ApiError
+from ernie_local.server.failures import ApiError, client_gone
 from ernie_local.server.remote import is_public
 
 PNG = base64.b64decode(
@@ -117,6 +119,36 @@ def test_videos_come_by_the_same_ways_as_images(tmp_path: Path) -> None:
     attachments.video("data:,b", {})
     with pytest.raises(ApiError, match="3 of one request, at most 2"):
         attachments.video("data:,c", {})
+
+
+def test_all_that_a_request_brings_is_bounded_together(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"12")
+    limits = AttachmentLimits(max_bytes=4, max_total_bytes=5, media_path=tmp_path)
+    attachments = Attachments(limits)
+    attachments.image("data:,123", None)
+    for bring in (
+        partial(attachments.image, "data:,abc", None),
+        partial(attachments.file, "YWJj"),
+        partial(attachments.video, "file://a.png", {}),
+    ):
+        with pytest.raises(ApiError, match=r"have [0-9]+ bytes, at most 5 bytes are read") as refused:
+            bring()
+        assert (refused.value.status, refused.value.code) == (413, "image_too_large")
+
+
+def test_a_client_that_has_gone_is_fetched_nothing() -> None:
+    def pause() -> None:
+        raise client_gone()
+
+    attachments = Attachments(AttachmentLimits(), pause)
+    calls: list[Callable[[], object]] = [
+        partial(attachments.image, "data:,a", None),
+        partial(attachments.video, "data:,a", {}),
+        partial(attachments.file, "YWJj"),
+    ]
+    for bring in calls:
+        with pytest.raises(ApiError, match="the client has gone"):
+            bring()
 
 
 def test_sizes_and_counts_are_bounded(tmp_path: Path) -> None:

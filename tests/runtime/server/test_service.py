@@ -7,11 +7,13 @@ import threading
 import types
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, ClassVar
 
 import pytest
 
 from ernie_local.errors import UsageError
+from ernie_local.progress import Pause
 from ernie_local.sampling import SamplingOptions
 from ernie_local.server import service as service_module
 from ernie_local.server.failures import ApiError
@@ -67,7 +69,7 @@ def _slow_chats(monkeypatch: pytest.MonkeyPatch) -> None:
 def question(text: str, keys: Sequence[object] | None = None) -> ClientQuestion:
     """A question of one message."""
     return ClientQuestion(
-        messages=lambda: [ChatMessage("user", text)], keys=keys or [text], sampling=SamplingOptions()
+        messages=lambda _pause: [ChatMessage("user", text)], keys=keys or [text], sampling=SamplingOptions()
     )
 
 
@@ -141,6 +143,38 @@ def test_a_client_that_goes_frees_its_slot() -> None:
         await until(lambda: SlowChat.made[0].asked == ["a b", "c"])
         go(1)
         assert isinstance((await waiting)[-1], Ended)
+
+    run(test)
+
+
+def test_a_client_that_goes_while_its_images_are_fetched_is_not_answered() -> None:
+    """A stop is for a question that the chat has; before, nothing more is fetched."""
+
+    async def test(service: Service) -> None:
+        fetching, has_gone, fetched = threading.Event(), threading.Event(), list[int]()
+
+        def messages(pause: Pause, num_images: int) -> list[ChatMessage]:
+            for number in range(num_images):
+                pause()
+                fetched.append(number)
+                fetching.set()
+                assert has_gone.wait(_SECONDS)
+            return [ChatMessage("user", "never")]
+
+        for num_images in (2, 1):
+            for event in (fetching, has_gone):
+                event.clear()
+            fetched.clear()
+            makes = partial(messages, num_images=num_images)
+            asked = ClientQuestion(messages=makes, keys=["a"], sampling=SamplingOptions())
+            client = asyncio.ensure_future(collected(service, asked))
+            await until(fetching.is_set)
+            client.cancel()
+            await asyncio.wait([client])
+            has_gone.set()
+            await until(lambda: service.num_running == 0)
+            assert fetched == [0]
+        assert SlowChat.made[0].asked == []
 
     run(test)
 
