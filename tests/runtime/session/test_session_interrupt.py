@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ernie_local.session import messages
+from ernie_local.session.image import open_each
 
 if TYPE_CHECKING:
     from tests.runtime.conftest import Talks
@@ -70,7 +71,6 @@ def test_stop_while_images_are_opened_is_not_forgotten(
     talk: Talks, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = talk()
-    open_each = messages.open_each
 
     def stop_and_open(*arguments: Any) -> Any:
         one.chat.stop()
