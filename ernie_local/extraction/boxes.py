@@ -17,7 +17,7 @@ from ernie_local.errors import UsageError, parameter
 from ernie_local.extraction.record import Record
 from ernie_local.file_names import leads_below
 from ernie_local.files import shared_file
-from ernie_local.media.draw_boxes import DrawnBox, draw_boxes, save_drawing
+from ernie_local.media.draw_boxes import DrawnBox, draw_boxes, is_drawing, save_drawing
 from ernie_local.media.image_view import CropBox, ImageView
 from ernie_local.media.open_image import OpenedImage
 from ernie_local.structured.confidence import named
@@ -101,11 +101,22 @@ def drawing_of(folder: Path, record: Record) -> Path:
     return folder / f"{record.file}{page}.png"
 
 
+def make_place(path: Path) -> None:
+    """Make the folder of a drawing; UsageError where a file lies at `path` that is no drawing."""
+    if path.exists() and not is_drawing(path):
+        raise UsageError(
+            f"will not draw over {path}",
+            "that file is no drawing of an earlier run",
+            f"another folder for {parameter('draw')}, or move the file away",
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
 def draw_record(record: Record, image: OpenedImage, folder: Path) -> Path | None:
     """Draw the boxes of a record on a copy of its image, named by their paths; the file, None without boxes.
 
     Folders are made as needed. ErnieLocalError where the file cannot be written, and UsageError where the
-    image itself lies there.
+    image itself lies there, or another file that is no drawing.
     """
     path = drawing_of(folder, record)
     if not record.boxes:
@@ -121,7 +132,7 @@ def draw_record(record: Record, image: OpenedImage, folder: Path) -> Path | None
         DrawnBox(view.opened.box_to_original(view.box_from_original(box)), number, name)
         for number, (name, box) in enumerate(record.boxes.items(), start=1)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_place(path)
     with shared_file(path, "a drawing") as new:
         save_drawing(draw_boxes(image.image, drawn), new)
     return path

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from ernie_local.loading import LoadedModel
 from ernie_local.media.detail import Detail
 from ernie_local.media.open_image import OpenedImage
 from ernie_local.media.video_sampling import VideoSampling
+from ernie_local.progress import Pauses
 from ernie_local.sampling import SamplingOptions
 from ernie_local.session import (
     Answer,
@@ -121,10 +123,14 @@ class ChatReader:
         self._is_stopped = False
 
     def open_video(self, path: Path) -> ChatVideo:
-        """As of DocumentReader; InputUnreadable also where the model's files do not say how it sees one."""
-        part = VideoPart(path, self._options.fps, self._options.frames)
+        """As of DocumentReader; InputUnreadable also where the model's files do not say how it sees one.
+
+        DoesNotFit before a frame is decoded, and Interrupted after `stop`.
+        """
+        part, model = VideoPart(path, self._options.fps, self._options.frames), self._chat.model
+        pause = partial(Pauses(lambda: self._is_stopped).ask, "answers", 0, 1)
         try:
-            return open_chat_video(part, self._chat.model.files.video_processor)
+            return open_chat_video(part, model.files.video_processor, model.settings.context_size, pause)
         except ModelUnusable as error:  # images go on
             raise InputUnreadable(f"{path}: {error.what}", error.why, error.hint) from error
 

@@ -55,7 +55,7 @@ class DocumentReader(Protocol):
     completion_tokens: int
 
     def open_video(self, path: Path) -> ChatVideo:
-        """A video as this reader sees it; raises one of DOCUMENT_ERRORS."""
+        """A video as this reader sees it; raises one of DOCUMENT_ERRORS, Interrupted after `stop`."""
         ...
 
     def read(self, media: Sequence[DocumentMedia]) -> FoundFields:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ernie_local.extraction.boxes import drawing_of
+from ernie_local.extraction.boxes import drawing_of, make_place
 from ernie_local.extraction.record import Record
 from ernie_local.media.contact_sheet import SheetFrame, draw_contact_sheet
 from ernie_local.media.open_video import open_video
@@ -28,7 +28,7 @@ def draw_moments(record: Record, video: ChatVideo, folder: Path) -> Path | None:
     path = drawing_of(folder, record)
     if not times:
         return None
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_place(path)
     return write_sheet(path, times, [video])[0]
 
 

@@ -189,3 +189,19 @@ def test_no_drawing_goes_outside_of_its_folder_or_over_the_document(tmp_path: Pa
     (opened,) = open_images(tmp_path / "a.png.png")
     with pytest.raises(UsageError, match="the document itself"):
         draw_record(Record("a.png", boxes={"x": (1, 1, 20, 20)}), opened, tmp_path)
+
+
+def test_a_file_of_the_user_is_not_drawn_over(tmp_path: Path) -> None:
+    page, theirs = tmp_path / "a.png", tmp_path / "a.png.png"
+    for path in (page, theirs):
+        Image.new("RGB", (50, 50), "white").save(path)
+    (opened,) = open_images(page)
+    record = Record("a.png", boxes={"x": (1, 1, 20, 20)})
+    before = theirs.read_bytes()
+    with pytest.raises(UsageError, match=r"will not draw over .*a\.png\.png") as raised:
+        draw_record(record, opened, tmp_path)
+    assert raised.value.why == "that file is no drawing of an earlier run"
+    assert theirs.read_bytes() == before
+    theirs.unlink()
+    for _ in range(2):  # an earlier drawing makes way
+        assert draw_record(record, opened, tmp_path) == theirs

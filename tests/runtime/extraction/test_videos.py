@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from ernie_local.errors import InputUnreadable, ModelUnusable
+from ernie_local.errors import DoesNotFit, InputUnreadable, Interrupted, ModelUnusable, UsageError
 from ernie_local.extraction.documents import VIDEO, document_kind, documents_of, find_files
 from ernie_local.extraction.reader import NO_BOXES_NOTE, ReadingOptions
 from ernie_local.extraction.record import Record
 from ernie_local.extraction.videos import draw_moments, sheet_of_video
 from ernie_local.media.draw_boxes import is_drawing
 from ernie_local.media.processor_config import ImageProcessorConfig
+from ernie_local.media.video_file import VideoFile
 from ernie_local.session import VideoPart, open_chat_video
 from ernie_local.structured import AnswerForm
 from tests.runtime.extraction.test_reader import TOTALS, ScriptedChat, reader
@@ -85,6 +86,26 @@ def test_a_model_that_cannot_see_videos_is_an_error_of_the_document(
         reader(chat).open_video(clip)
 
 
+def test_a_video_beyond_the_context_is_refused_before_it_is_decoded(
+    clip: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chat = ScriptedChat()
+    chat.model.files.video_processor = SMALL
+    chat.model.settings.context_size = 5
+    monkeypatch.setattr(VideoFile, "read", lambda *_, **__: pytest.fail("decoded"))
+    with pytest.raises(DoesNotFit, match=r"clip\.mp4: 6 frames take \d+ tokens, the context has room for 5"):
+        reader(chat, frames=6).open_video(clip)
+
+
+def test_a_stop_ends_the_reading_of_a_video(clip: Path) -> None:
+    chat = ScriptedChat()
+    chat.model.files.video_processor = SMALL
+    asking = reader(chat)
+    asking.stop()
+    with pytest.raises(Interrupted):
+        asking.open_video(clip)
+
+
 def test_frames_are_part_of_the_identity_and_nothing_else_changed() -> None:
     def detail(**options: Any) -> str:
         return ReadingOptions(TOTALS, **options).identity()["detail"]
@@ -105,7 +126,19 @@ def test_moments_of_a_record_are_drawn(clip: Path, tmp_path: Path) -> None:
         assert sheet.width == 2 * 492 + 12
     for gray, index in zip(grays, (10, 30), strict=True):
         assert abs(gray[0] - gray_of(index)) < 8  # type: ignore[index]
+    assert draw_moments(record, video, tmp_path) == path  # again
     assert draw_moments(Record("clip.mp4", fields={"count": 3}), video, tmp_path) is None
+
+
+def test_a_file_of_the_user_is_not_drawn_over(clip: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "clip.mp4.png"
+    Image.new("RGB", (9, 9)).save(theirs)
+    before = theirs.read_bytes()
+    with pytest.raises(UsageError, match=r"will not draw over .*clip\.mp4\.png"):
+        draw_moments(
+            Record("clip.mp4", fields={"start": 1}), open_chat_video(VideoPart(clip), SMALL), tmp_path
+        )
+    assert theirs.read_bytes() == before
 
 
 def test_a_sheet_shows_frames_from_start_to_end(clip: Path) -> None:
