@@ -42,12 +42,15 @@ def _check_names(sources: Sequence[str]) -> None:
 
 def check_idle_sampling(sources: Sequence[str], fps: float | None, frames: int | None) -> None:
     """UsageError for options that no video is there for."""
+    given = given_sampling(fps, frames)
+    if given and not sources:
+        raise UsageError(f"{given} without a video", "it says which frames are seen", "--video clip.mp4")
+
+
+def given_sampling(fps: float | None, frames: int | None) -> str:
+    """What was said of frames, as it was written; "" for nothing."""
     given = {"--fps": fps, "--frames": frames}
-    idle = [f"{name} {value:g}" for name, value in given.items() if value is not None]
-    if idle and not sources:
-        raise UsageError(
-            f"{' and '.join(idle)} without a video", "it says which frames are seen", "--video clip.mp4"
-        )
+    return " and ".join(f"{name} {value:g}" for name, value in given.items() if value is not None)
 
 
 def open_given_videos(

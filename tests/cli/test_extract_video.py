@@ -134,6 +134,21 @@ def test_moments_that_fields_name_are_drawn(
     assert page.read_text().count("<img") == 2
 
 
+def test_a_dry_run_counts_a_video_beyond_the_context_as_unreadable(command: Command, folder: Path) -> None:
+    ask = ("extract", str(folder / "clip.mp4"), *ASK, "--frames", "2", "--dry-run", "--ctx-size")
+    for context_size, unreadable in ((NUM_TOKENS, 1), (1000, 0)):
+        counted = command(*ask, str(context_size), "--json").json()["forecast"]
+        assert (counted["unreadable"], counted["videos"]) == (unreadable, 1 - unreadable)
+
+
+def test_frames_that_nothing_is_asked_of_are_named(command: Command, folder: Path) -> None:
+    line = "without a video among the documents"
+    for name, has_video in (("page.png", False), ("cut.mp4", True), ("clip.mp4", True)):
+        result = command("extract", str(folder / name), *ASK, "--fps", "1.5", "--dry-run")
+        assert (f"--fps 1.5 {line}" in result.stderr) != has_video, result.stderr
+    assert line not in command("extract", str(folder / "page.png"), *ASK, "--dry-run").stderr
+
+
 def test_contradicting_frames_are_refused(command: Command, folder: Path) -> None:
     result = command("extract", str(folder), *ASK, "--fps", "1", "--frames", "2")
     assert (result.exit_code, "--fps 1.0 with --frames 2" in result.stderr) == (2, True)

@@ -54,6 +54,8 @@ def extract_fields(options: ExtractOptions, result: ExtractResult) -> None:
     if found.others:
         more = " ..." if len(found.others) > _SHOWN_NAMES else ""
         console.note(f"left out {len(found.others)}: {', '.join(found.others[:_SHOWN_NAMES])}{more}")
+    if idle := request.idle_frames(options, found):
+        console.warn(idle)
     files = model_files.find_model_files(
         downloaded(options.model, console),
         max_pixels=options.max_pixels_count(),

@@ -11,7 +11,8 @@ from ernie_cli.extract.result import ForecastObject
 from ernie_cli.status import counted, duration
 from ernie_cli.vram import report as reports
 from ernie_cli.vram.command import VramOptions
-from ernie_local.errors import ErnieLocalError
+from ernie_local.defaults import context_tokens
+from ernie_local.errors import DoesNotFit, ErnieLocalError
 from ernie_local.extraction.boxes import BOX_KEY
 from ernie_local.extraction.documents import Document
 from ernie_local.extraction.questions import questions_of
@@ -98,6 +99,13 @@ def _media_tokens(
         path = document.file.path
         check_font(str(path))
         report = measure_given_video(path, files.video_processor, reading.sampling)
+        room = context_tokens(options.context_tokens(), files.config.text.max_position_embeddings)
+        if report.tokens >= room:
+            raise DoesNotFit(
+                f"{path}: {report.tokens} tokens, the context has {room}",
+                f"the model sees {len(report.frames)} frames of it",
+                "--frames, or a larger --ctx-size",
+            )
         found.videos += 1
         found.frames += len(report.frames)
         return report.tokens

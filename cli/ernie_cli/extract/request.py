@@ -11,10 +11,11 @@ import torch
 from ernie_cli.extract.exports import output_paths
 from ernie_cli.extract.options import ExtractOptions
 from ernie_cli.options import check_is_number
+from ernie_cli.videos import given_sampling
 from ernie_local.checkpoint.files import HASHES_FILE, INDEX_FILE
-from ernie_local.errors import UsageError
+from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.extraction.checks import parse_check
-from ernie_local.extraction.documents import FoundFiles, find_files
+from ernie_local.extraction.documents import VIDEO, FoundFiles, document_kind, find_files
 from ernie_local.extraction.questions import object_schema
 from ernie_local.extraction.reader import DEFAULT_MAX_TOKENS, ReadingOptions
 from ernie_local.extraction.record_file import find_done
@@ -60,6 +61,21 @@ def check_extract_options(options: ExtractOptions) -> None:
 def find_documents(options: ExtractOptions, schema: Mapping[str, Any]) -> FoundFiles:
     """What lies at the paths now; what this run writes is no document. Errors as of `find_files`."""
     return find_files(options.paths, options.glob, output_paths(options, schema))
+
+
+def idle_frames(options: ExtractOptions, found: FoundFiles) -> str:
+    """What is said of --fps or --frames where no document is a video; "" where one is, or may come."""
+    given = given_sampling(options.fps, options.frames)
+    if not given or options.watch or any(_is_video(file.path) for file in found.files):
+        return ""
+    return f"{given} without a video among the documents: it says which frames of videos are seen"
+
+
+def _is_video(path: Path) -> bool:
+    try:
+        return document_kind(path) == VIDEO
+    except InputUnreadable:  # its record says why
+        return False
 
 
 def reading_options(options: ExtractOptions) -> ReadingOptions:

@@ -52,7 +52,7 @@ class ForecastObject:
     """
 
     documents: int
-    unreadable: int  #: Of them: they could not be opened.
+    unreadable: int  #: Of them: they could not be opened, or are videos of more tokens than the context.
     images: int  #: Pages and pictures.
     videos: int
     frames: int  #: That the model sees of the videos.
