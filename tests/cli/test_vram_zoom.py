@@ -82,12 +82,26 @@ def test_the_parts_stand_among_the_images_and_in_the_object(command: Command) ->
     assert "the vision bank of experts comes back for each part" in shown
 
 
+def test_experts_are_those_of_the_bits_that_were_solved_for_and_of_the_gpu(command: Command) -> None:
+    ask = ("--image", "56x56", "--zoom", "1", "--json")
+    solved = command("vram", "--solve", "bits", "--ram", "24GiB", *ask).json()
+    again = command("vram", "--bits", solved["solved"]["bits"], "--ram", "24GiB", *ask).json()
+    assert solved["zoom"]["vision_bank_bytes"] == again["zoom"]["vision_bank_bytes"]
+    on_cpu, on_gpu = (
+        command("vram", "nano", *more, *ask).json()["zoom"]["vision_bank_bytes"]
+        for more in (("--ram", "8GiB"), ("--ram", "8GiB", "--vram", "8GiB"))
+    )
+    assert on_cpu == 2 * on_gpu, "float32 beside bfloat16"
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
         (("--zoom", "2"), 2, "--zoom 2 without an image"),
         (("--image", "2480x3508", "--zoom", "8", "--ctx-size", "32k"), 3, "the context has 32768"),
         (("--image", "2480x3508", "--zoom", "0"), 2, "0"),
+        (("--sessions", "--vram", "16GiB", "--image", "1x1", "--zoom", "1"), 2, "--image with --sessions"),
+        (("--sessions", "--vram", "16GiB", "--video", "9s@64x48"), 2, "--video with --sessions"),
     ],
 )
 def test_what_cannot_be_priced_is_refused(

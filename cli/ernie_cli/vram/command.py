@@ -155,18 +155,19 @@ def vram(options: VramOptions, result: VramResult) -> None:
     videos = measured_videos(options, model)
     chats = reports.converse(model, options, videos=tuple(video.as_image() for video in videos))
     has_gpu = options.sessions or options.gpu is not None or options.vram is not None
-    result.set_model(model, chats.on_gpu if has_gpu else chats.on_cpu)
+    result.set_model(model, chat := chats.on_gpu if has_gpu else chats.on_cpu)
     console.show(video_lines(result.set_videos(videos)))
-    console.show(zoom_lines(result.set_zoom(model, chats.on_cpu, options.zoom)))
+    zoom = result.set_zoom(model, chat, options.zoom)
     if options.sessions:
-        console.show(text.session_lines(result.set_sessions(options, (model, chats.on_gpu))))
+        lines = text.session_lines(result.set_sessions(options, (model, chats.on_gpu)))
+        console.show([*zoom_lines(zoom), *lines])
         return
     budget = reports.ram_budget(options)
     if options.gpu == EVERY_GPU:
         gpus = list(reports.report_on_gpus(model, chats.on_gpu, budget, options))
         result.set_gpus(gpus)
         lines = text.known_gpu_lines(gpus, chats.on_gpu, is_plain=model.config.quantization is None)
-        console.show([*text.model_lines(model), *lines])
+        console.show([*zoom_lines(zoom), *text.model_lines(model), *lines])
         return
     target = reports.find_target(options, budget)
     if options.parallel > 1 and target.vram_bytes is not None:
@@ -190,7 +191,7 @@ def vram(options: VramOptions, result: VramResult) -> None:
     if options.plot is not None:
         text.draw(report.memory, model.name, options.plot)
         console.note(f"drawn as {options.plot}")
-    console.show(text.report_lines(report))
+    console.show([*zoom_lines(zoom), *text.report_lines(report)])
     if not report.fits:
         raise solving.does_not_fit(report)
 
@@ -237,8 +238,11 @@ def _check_options(options: VramOptions) -> None:
             f"remove --parallel or {other}",
         )
     given = {"--gpu": options.gpu, "--vram": options.vram, "--solve": options.solve, "--plot": options.plot}
+    given |= {"--image": options.image or None, "--video": options.video or None}
     if options.sessions:
-        wrong, other, why = ("--gpu", "--solve", "--plot"), "--sessions", "the rule is about a server of GPUs"
+        priced = ("--image", "--video") if options.rule == "rental" else ()
+        wrong, other = ("--gpu", "--solve", "--plot", *priced), "--sessions"
+        why = f"the {options.rule} rule is about a server of GPUs" + ", whatever is asked" * bool(priced)
     elif options.gpu == EVERY_GPU:
         wrong, other, why = ("--vram", "--solve", "--plot"), f"--gpu {EVERY_GPU}", "it applies to one GPU"
     else:

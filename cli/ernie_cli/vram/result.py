@@ -318,6 +318,9 @@ class VramResult:
     def set_report(self, report: Report) -> None:
         """Fill in plans and speeds."""
         self.set_model(report.model, report.conversation)
+        if self.zoom is not None:  # of the bits that were solved for
+            weights = report.model.weights(report.conversation.item_bytes)
+            self.zoom.vision_bank_bytes = weights.experts - weights.text_experts
         placement, gpu = report.cpu.placement, report.gpu
         experts = None if placement is None else "resident" if placement.paged_bytes is None else "paged"
         self.cpu = fill_result(
