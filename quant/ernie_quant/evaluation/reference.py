@@ -85,7 +85,7 @@ def load_observations(path: Path, identity: Mapping[str, str]) -> list[Observati
     except (SafetensorError, OSError, KeyError, msgspec.MsgspecError) as error:
         raise UsageError(
             f"{path} is not a file of a reference's results: {error}",
-            "it is damaged, or was written by something else",
+            "it is damaged, or was written by something else or by an earlier version",
             "delete it, or name another file",
         ) from error
     differing = sorted(name for name in {*before, *identity} if before.get(name) != identity.get(name))
