@@ -159,13 +159,12 @@ def vram(options: VramOptions, result: VramResult) -> None:
     console.show(video_lines(result.set_videos(videos)))
     zoom = result.set_zoom(model, chat, options.zoom)
     if options.sessions:
-        lines = text.session_lines(result.set_sessions(options, (model, chats.on_gpu)))
-        console.show([*zoom_lines(zoom), *lines])
+        sessions = result.set_sessions(options, (model, chats.on_gpu))
+        console.show([*zoom_lines(zoom), *text.session_lines(sessions)])
         return
     budget = reports.ram_budget(options)
     if options.gpu == EVERY_GPU:
-        gpus = list(reports.report_on_gpus(model, chats.on_gpu, budget, options))
-        result.set_gpus(gpus)
+        result.set_gpus(gpus := list(reports.report_on_gpus(model, chats.on_gpu, budget, options)))
         lines = text.known_gpu_lines(gpus, chats.on_gpu, is_plain=model.config.quantization is None)
         console.show([*zoom_lines(zoom), *text.model_lines(model), *lines])
         return
@@ -237,8 +236,8 @@ def _check_options(options: VramOptions) -> None:
             "several chats at once are planned for the CPU alone",
             f"remove --parallel or {other}",
         )
-    given = {"--gpu": options.gpu, "--vram": options.vram, "--solve": options.solve, "--plot": options.plot}
-    given |= {"--image": options.image or None, "--video": options.video or None}
+    given: dict[str, object] = {"--gpu": options.gpu, "--vram": options.vram, "--solve": options.solve}
+    given |= {"--plot": options.plot, "--image": options.image or None, "--video": options.video or None}
     if options.sessions:
         priced = ("--image", "--video") if options.rule == "rental" else ()
         wrong, other = ("--gpu", "--solve", "--plot", *priced), "--sessions"
