@@ -256,12 +256,12 @@ class Service:
                     event = await asyncio.wait_for(events.get(), SILENCE_SECONDS)
                 except TimeoutError:
                     event = Silence()
-                if event is None:
+                if event is None or isinstance(event, BaseException):
                     # Whoever goes on with this conversation at once is to find its slot free.
                     await asyncio.shield(running)
+                    if event is not None:
+                        raise event
                     return
-                if isinstance(event, BaseException):
-                    raise event
                 yield event
         finally:
             slot.cancel(job)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 import types
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import aclosing
@@ -288,7 +289,15 @@ def test_a_slot_is_free_when_its_answer_has_ended() -> None:
     run(test, num_slots=2)
 
 
-def test_a_refused_question_leaves_its_slot_what_it_knows() -> None:
+def test_a_refused_question_leaves_its_slot_what_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    answered = service_module._Slot._run
+
+    def answer_slowly(slot: Any, job: Any) -> None:
+        answered(slot, job)
+        time.sleep(0.05)  # until the slot is free again
+
+    monkeypatch.setattr(service_module._Slot, "_run", answer_slowly)
+
     async def test(service: Service) -> None:
         go(3)
         await collected(service, question("first", ["same"]))
