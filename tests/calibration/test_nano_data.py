@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -140,7 +141,7 @@ def test_a_closeup_is_what_a_chat_with_the_tool_holds(
     called = json.dumps({"name": CALL.name, "arguments": CALL.arguments})
     assert (called in runtime.decode(written)) == is_scored
     looked_at = [glyph.character for _, glyph, picture in conversation.answer_pointers if picture == 0]
-    box = [str(side) for side in CALL.arguments["bbox_2d"]]
+    box = re.findall(r"\d+", str(CALL.arguments["bbox_2d"]))
     num_digits = [len("".join(box[:2])), len("".join(box[2:]))]
     assert looked_at == ["L"] * num_digits[0] + ["n"] * num_digits[1] if is_scored else not looked_at
 

@@ -535,7 +535,7 @@ def test_what_is_wrong_with_boxes_is_in_the_record_and_the_summary(
     use_readers(lambda width: FoundFields({"width": width}, notes=("width: no box",) * (width < 12)))
     result = command("extract", str(folder), *WIDTH, "--boxes", "--skip-errors")
     assert json.loads(result.stdout.splitlines()[0])["notes"] == ["width: no box"]
-    assert "2 with places that are no box" in result.stderr
+    assert "2 with notes on their boxes" in result.stderr
 
 
 def test_a_closed_folder_is_one_error(
