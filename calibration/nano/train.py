@@ -98,7 +98,7 @@ PAGES = (
     TEXT_ONLY,
 )
 CLIPS = tuple(
-    Stream(("clip",), FRAME, batch=32, weight=0.05, num_frames=frames, look=VARIED_LOOK)
+    Stream(("clip",), FRAME, batch=32, weight=0.065, num_frames=frames, look=VARIED_LOOK)
     for frames in (2, 4, 5, 8)
 )
 # Cards of a sheet (columns, rows, their grid) with the grid that it is shrunk to.
@@ -109,7 +109,7 @@ SHEETS = (
     ((3, 2, PORTRAIT), (9, 9)),
 )
 CLOSEUPS = tuple(
-    Stream(("sheet",), grid, batch=24, weight=0.06, sheet=cards, look=VARIED_LOOK) for cards, grid in SHEETS
+    Stream(("sheet",), grid, batch=24, weight=0.08, sheet=cards, look=VARIED_LOOK) for cards, grid in SHEETS
 )
 # Pages that can be read as they are, with the zoom tool on offer.
 READABLE = (
@@ -125,8 +125,8 @@ READING_STAGES = (
     Stage("pages", 500, PAGES, 3e-3, 2.7e-3, 0.5, 0.2),
 )
 STARTED_STAGES = (
-    Stage("skills", 1200, ALL_SKILLS, 1.8e-3, 1.1e-3, 0.5, 0.2),
-    Stage("practice", 1100, ALL_SKILLS, 1.1e-3, 3e-5, 0.4, 0.15),
+    Stage("skills", 2000, ALL_SKILLS, 1.8e-3, 1.1e-3, 0.5, 0.2),
+    Stage("practice", 1500, ALL_SKILLS, 1.1e-3, 3e-5, 0.4, 0.15),
 )
 HELD_OUT = (
     Stream(("invoice", "form", "table", *CHARTS), LANDSCAPE, batch=50, weight=1.0, questions=1),
