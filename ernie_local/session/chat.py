@@ -16,7 +16,7 @@ from ernie_local.reuse.cache_folder import CacheWarning
 from ernie_local.sampling import SamplingOptions
 from ernie_local.session.answering import Answering
 from ernie_local.session.generation import AnswerOptions
-from ernie_local.session.image import ChatImageSource
+from ernie_local.session.image import ChatImage, ChatImageSource
 from ernie_local.session.image_tools import zoom_tool
 from ernie_local.session.messages import (
     ChatMedia,
@@ -31,7 +31,7 @@ from ernie_local.session.messages import (
 from ernie_local.session.rounds import OpenQuestion
 from ernie_local.session.tools import MOST_ROUNDS, Toolbox, ToolSource
 from ernie_local.session.transcript import SavedChat, read_saved_chat, write_chat
-from ernie_local.session.video import ChatVideoSource
+from ernie_local.session.video import ChatVideo, ChatVideoSource
 from ernie_local.structured import AnswerForm, FormSource
 from ernie_local.text.reasoning import Piece
 from ernie_local.text.template import Role, TextPrompt
@@ -86,6 +86,16 @@ class Chat(Answering):
         """The turns so far, interrupted ones included."""
         self._end_half_read()
         return self._turns
+
+    @property
+    def images(self) -> tuple[ChatImage, ...]:
+        """All images so far, as `AnswerBox.image` numbers them from 1."""
+        return tuple(one for turn in self.history for one in turn.media if isinstance(one, ChatImage))
+
+    @property
+    def videos(self) -> tuple[ChatVideo, ...]:
+        """All videos so far, as `AnswerTime.video` numbers them from 1."""
+        return tuple(one for turn in self.history for one in turn.media if isinstance(one, ChatVideo))
 
     def ask(
         self,

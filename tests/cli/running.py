@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 from jsonschema import Draft202012Validator
 
 from ernie_local.errors import NoAnswer, UsageError
-from ernie_local.session import Answer, Piece, Timings, Usage
+from ernie_local.session import Answer, Chat, Piece, Timings, Usage
 from ernie_local.session.boxes import locate_boxes
 from ernie_local.session.times import locate_times
 
@@ -82,6 +82,7 @@ class FakeChat:
     model: Any = field(default_factory=lambda: SimpleNamespace(load_seconds=0.25))
     history: tuple[Any, ...] = ()
     is_stopped: bool = False
+    images, videos = Chat.images, Chat.videos  # of `history`
 
     def ask(
         self, text: str, images: Sequence[Any] = (), videos: Sequence[Any] = (), **settings: Any

@@ -227,9 +227,7 @@ def draw_answers(
     drawn where. Returns the files written."""
     boxes = [box for answer in answers for box in answer.boxes]
     times = [time for answer in answers for time in answer.times]
-    media = [one for turn in chat.history for one in turn.media]
-    images = [one for one in media if isinstance(one, session.ChatImage)]
-    videos = [one for one in media if isinstance(one, session.ChatVideo)]
+    images, videos = chat.images, chat.videos
     notes = chat.last.box_notes if chat.last is not None else ()
     for note in notes:
         console.warn(printable_line(note))
