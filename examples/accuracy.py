@@ -1,6 +1,7 @@
-"""Counts how many fields the examples read right on held-out documents: python examples/accuracy.py
+"""Counts what the examples read right on held-out files: python examples/accuracy.py
 
-Right is equal to the last character, of lists every row; numbers are compared as numbers.
+Right is equal to the last character, of lists every row; numbers are compared as numbers, JSON by its values,
+and a place has to overlap the right one by half.
 """
 
 from __future__ import annotations
@@ -13,13 +14,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import asked
 import charts_to_data
+import count_and_compare
+import forms_as_json
 import invoices_to_csv
 import receipts_with_check
 import report_pages
+import small_print
+import watch_clips
 from held_out import draw
 
-from ernie_local import load
+from ernie_calibration.scoring import score
+from ernie_local import LoadedModel, load
 from ernie_local.extraction.record import Record
 
 SURE = 0.9
@@ -31,6 +38,14 @@ EXAMPLES = {
     "charts_to_data, lines": ("line chart", charts_to_data.read),
     "report_pages": ("report", report_pages.read),
     "report_pages, per_file": ("report", partial(report_pages.read, per_file=True)),
+}
+# Questions of their own for each file.
+ASKED = {
+    "forms_as_json": ("form", forms_as_json.read),
+    "count_and_compare": ("count", count_and_compare.read),
+    "watch_clips": ("clip", watch_clips.read),
+    "small_print": ("sheet", small_print.read),
+    "small_print, without zoom": ("sheet", partial(small_print.read, zoom=False)),
 }
 
 
@@ -54,21 +69,39 @@ def judged(record: Record, answers: dict[str, Any]) -> Iterator[tuple[str, bool]
         yield f"numbers where the check {'fails' if record.failed_checks else 'holds'}", numbers
 
 
+def count_fields(model: LoadedModel, title: str, folder: Path, documents: int) -> Iterator[tuple[str, bool]]:
+    """What an example of EXAMPLES reads from each document, and whether it is right."""
+    kind, read = EXAMPLES[title]
+    answers = draw(folder, kind, documents)
+    for record in read(model, folder):
+        yield from judged(record, answers[record.file])
+
+
+def count_answers(model: LoadedModel, title: str, folder: Path, files: int) -> Iterator[tuple[str, bool]]:
+    """The kind of each question that an example of ASKED asks, and whether its answer is right."""
+    kind, read = ASKED[title]
+    turns = asked.draw(folder, kind, files)
+    known = {(name, turn.question): turn for name, listed in turns.items() for turn in listed}
+    for name, question, answer in read(model, folder):
+        turn = known.pop((name, question))
+        yield turn.kind, score(turn.kind, answer.text, turn.answer) == 1.0
+    yield from ((turn.kind, False) for turn in known.values())  # those without an answer
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--documents", type=int, default=50, help="of each kind")
     options = parser.parse_args()
     model = load("nano")
-    print(f"| example, {options.documents} documents each | right |\n|---|---|")
-    for title, (kind, read) in EXAMPLES.items():
+    print(f"| example, {options.documents} files each | right |\n|---|---|")
+    for title in (*EXAMPLES, *ASKED):
         right, judgements = Counter[str](), Counter[str]()
+        count = count_fields if title in EXAMPLES else count_answers
         with tempfile.TemporaryDirectory() as folder:
-            answers = draw(Path(folder), kind, options.documents)
-            for record in read(model, Path(folder)):
-                for name, is_right in judged(record, answers[record.file]):
-                    right[name] += is_right
-                    judgements[name] += 1
-        shown = ", ".join(f"{name} {right[name]} of {count}" for name, count in judgements.items())
+            for name, is_right in count(model, title, Path(folder), options.documents):
+                right[name] += is_right
+                judgements[name] += 1
+        shown = ", ".join(f"{name} {right[name]} of {number}" for name, number in judgements.items())
         print(f"| {title} | {shown} |", flush=True)
 
 

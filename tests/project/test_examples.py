@@ -11,13 +11,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy
 import pytest
 from PIL import Image
 
+import ernie_local
+from ernie_calibration.clips import draw_clip
 from ernie_local.extraction.record import Record
+from ernie_local.media.open_video import open_video
+from ernie_local.media.video_sampling import VideoSampling
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples"
-SCRIPTS = ("invoices_to_csv", "receipts_with_check", "charts_to_data", "report_pages")
+SCRIPTS = (
+    *("invoices_to_csv", "receipts_with_check", "charts_to_data", "report_pages"),
+    *("forms_as_json", "count_and_compare", "watch_clips", "small_print"),
+)
 Rows = list[dict[str, str]]
 RunExample = Callable[[str], str]
 
@@ -32,6 +40,11 @@ def importable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def held_out() -> ModuleType:
     return importlib.import_module("held_out")
+
+
+@pytest.fixture
+def asked() -> ModuleType:
+    return importlib.import_module("asked")
 
 
 @pytest.fixture
@@ -53,7 +66,8 @@ def table(path: str) -> Rows:
 
 def test_the_page_names_each_example_and_each_fits_a_screen() -> None:
     page = (FOLDER / "README.md").read_text(encoding="utf-8")
-    for title in importlib.import_module("accuracy").EXAMPLES:
+    accuracy = importlib.import_module("accuracy")
+    for title in (*accuracy.EXAMPLES, *accuracy.ASKED):
         assert f"| {title} |" in page
     for name in SCRIPTS:
         assert f"python examples/{name}.py" in page
@@ -78,6 +92,32 @@ def test_charts_and_reports_have_their_answers(held_out: ModuleType) -> None:
     assert (report["best"], report["peak"]) == (bars["highest"], line["highest"])
     assert {name: report[name] for name in ("number", "date", "total")}.items() <= invoice.items()
     assert Image.open("drawn/invoice-0.png").size > (200, 200)
+
+
+@pytest.mark.parametrize("kind", ["form", "count", "sheet"])
+def test_each_drawn_image_has_its_questions(asked: ModuleType, kind: str) -> None:
+    turns = asked.draw(Path("drawn"), kind, 3)
+    listed = [(path.name, question) for path, question in asked.questions_of(Path("drawn"))]
+    assert listed == [(name, turn.question) for name, about in turns.items() for turn in about]
+    assert len(turns) == 3
+    for name, about in turns.items():
+        assert about
+        assert {turn.kind for turn in about} <= set(asked.KINDS[kind][1])
+        assert Image.open(f"drawn/{name}").size > (200, 200)
+
+
+def test_the_model_sees_a_drawn_clip_as_its_questions_mean_it(asked: ModuleType) -> None:
+    """The runtime writes the times on frames that bear none: at the right place, on every frame."""
+    video_config = ernie_local.load("nano").image_processor
+    for index, name in enumerate(asked.draw(Path("drawn"), "clip", 3)):
+        clip = draw_clip(
+            f"examples/{asked.SEED}/{index}", num_frames=asked.FRAMES, width=224, height=140, held_out=True
+        )
+        video = open_video(f"drawn/{name}", video_config, VideoSampling(frames=asked.FRAMES))
+        assert video.report.times == clip.times
+        for number, frame in enumerate(clip.frames):
+            wanted = numpy.asarray(frame.resize(video.report.resized_size), dtype=float)
+            assert numpy.abs(video.store.read(number) - wanted).mean() < 4
 
 
 def test_a_list_is_right_where_every_row_is() -> None:
@@ -150,8 +190,8 @@ def test_the_table_of_accuracy_has_a_row_for_each(
     monkeypatch.setattr(sys, "argv", ["accuracy.py", "--documents", "1"])
     runpy.run_path(str(FOLDER / "accuracy.py"), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == [
-        "| invoices_to_csv", "| receipts_with_check", "| charts_to_data, bars", "| charts_to_data, lines",
-        "| report_pages", "| report_pages, per_file",
-    ]  # fmt: skip
-    assert all("whole document" in line for line in lines[2:])
+    accuracy = importlib.import_module("accuracy")
+    titles = [*accuracy.EXAMPLES, *accuracy.ASKED]
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {title}" for title in titles]
+    assert all("whole document" in line for line in lines[2 : 2 + len(accuracy.EXAMPLES)])
+    assert all(" of " in line for line in lines[2:])
