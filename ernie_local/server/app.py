@@ -38,10 +38,12 @@ from ernie_local.server.responses import ResponseWriter
 from ernie_local.server.responses_request import ResponsesRequest, as_chat_request, ignored_includes
 from ernie_local.server.service import ClientQuestion, Ended, Event, Service
 from ernie_local.server.state import page_state
+from ernie_local.strict_json import show
 
 # What the conversation is called in requests that do not call it messages.
 _PROMPT_FIELDS = {"/v1/completions": "prompt", "/v1/responses": "input"}
 _LOG = logging.getLogger("ernie_local.server")
+_MOST_TOLD_FIELDS = 1000
 _Result = TypeVar("_Result")
 _Lines = Callable[[AsyncIterator[Event]], AsyncGenerator[bytes, None]]
 
@@ -230,13 +232,12 @@ class Server:
         return JSONResponse(whole)
 
     def _tell_unknown(self, fields: Sequence[str]) -> None:
-        new = set(fields) - self.told_fields
-        # A client that invents a name for each request must not fill the memory.
-        if new and len(self.told_fields) < 1000:
-            self.told_fields |= new
-            _LOG.warning(
-                "fields of requests that mean nothing here, and are ignored: %s", ", ".join(sorted(new))
-            )
+        # Clients invent names, which must not fill the memory or the log, nor control a terminal.
+        names = sorted({show(name) for name in fields} - self.told_fields)
+        new = names[: _MOST_TOLD_FIELDS - len(self.told_fields)]
+        if new:
+            self.told_fields.update(new)
+            _LOG.warning("fields of requests that mean nothing here, and are ignored: %s", ", ".join(new))
 
 
 async def _streamed(lines: _Lines, events: AsyncGenerator[Event, None]) -> Response:

@@ -298,3 +298,17 @@ def test_a_text_that_cannot_fit_is_not_made_tokens(
     assert not seen or max(seen) < 1000
     assert post(served, asked(just[:-20]))[0] == 400
     assert max(seen) > 1000
+
+
+def test_unknown_fields_are_told_once_and_safely(served: Served, caplog: pytest.LogCaptureFixture) -> None:
+    assert post(served, asked("hi", invented=1))[0] == 200
+    assert "ignored: 'invented'" in caplog.text
+    caplog.clear()
+    many = {f"field {number}": 1 for number in range(5000)}
+    assert post(served, asked("hi", invented=1, **{"\x1b[2J\n" + "x" * MIB: 1}, **many))[0] == 200
+    (record,) = caplog.records
+    message = record.getMessage()
+    assert "'\\x1b[2J\\nxxx" in message
+    assert message.isprintable()
+    assert "invented" not in message
+    assert len(message) < 100_000
