@@ -156,7 +156,7 @@ def make_optimizers(network: NanoNetwork) -> Optimizers:
     return [
         Muon([group("matrices", 1.0), group("banks", BANK_SHARE)], weight_decay=0.03),
         torch.optim.AdamW(
-            [group("rest", ADAM_SHARE), group("heads", HEADS_SHARE)],
+            [group("rest", ADAM_SHARE), group("heads", ADAM_SHARE)],
             lr=0.0,
             betas=(0.9, 0.95),
             weight_decay=0.0,
@@ -175,9 +175,12 @@ def set_rate(
     from_start = min(1.0, max(0.0, (step + 1 - STARTED_WAIT) / STARTED_WARM_UP))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            is_behind = is_started and not group["is_new"]
-            share = group["share"] if step < STARTED_WAIT or not group["is_new"] else ADAM_SHARE
-            group["lr"] = rate * share * (from_start if is_behind else from_nothing)
+            share, warm_up = group["share"], from_nothing
+            if is_started and not group["is_new"]:
+                warm_up = from_start
+            elif is_started and step < STARTED_WAIT:
+                share = HEADS_SHARE
+            group["lr"] = rate * share * warm_up
     return rate
 
 

@@ -83,3 +83,18 @@ def test_a_few_steps_lower_the_loss_and_a_stopped_run_goes_on(
     assert re.search(rf"^lines {STEPS} ", report, re.MULTILINE)
     losses = [float(found) for found in re.findall(r"answer (\S+)", report)]
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.parametrize("is_started", [False, True])
+def test_only_new_heads_move_while_a_started_run_waits(is_started: bool) -> None:
+    """From nothing they are AdamW's like the rest, and all groups move from the first step on."""
+    optimizers = train.make_optimizers(NanoNetwork(SHAPE, NUM_CHARACTER_CLASSES))
+    stage = train.Stage("skills", 1000, (), 1e-3, 1e-3, 1.0, 1.0)
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    for step in (train.STARTED_WAIT - 1, train.STARTED_WAIT + train.STARTED_WARM_UP):
+        train.set_rate(optimizers, stage, step, step, is_started=is_started)
+        waits = is_started and step < train.STARTED_WAIT
+        for group in groups:
+            share = train.HEADS_SHARE if waits and group["is_new"] else group["share"]
+            assert group["lr"] == (0.0 if waits and not group["is_new"] else pytest.approx(1e-3 * share))
+    assert {group["share"] for group in groups} == {1.0, train.BANK_SHARE, train.ADAM_SHARE}
