@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from itertools import count as count_up
 from itertools import islice
@@ -21,6 +22,9 @@ from PIL import Image
 from ernie_calibration.clips import draw_clip
 from ernie_calibration.generated import SampleFamily, held_out_samples
 from ernie_calibration.sample import SampleTurn
+from ernie_local import Chat
+from ernie_local.errors import NoAnswer
+from ernie_local.session import Answer
 
 SEED = 2  # the model card and the tests of nano use others
 FRAMES = 8
@@ -52,6 +56,13 @@ def questions_of(folder: Path) -> Iterator[tuple[Path, str]]:
     """Each file of a folder with each question about it."""
     listed = json.loads((folder / "questions.json").read_text(encoding="utf-8"))
     return ((folder / name, question) for name, questions in listed.items() for question in questions)
+
+
+def answer_of(chat: Chat, question: str, **options: Any) -> Answer | None:
+    """What a chat says in the end, asked as by `Chat.ask`; None where nothing comes before max_tokens."""
+    with suppress(NoAnswer):
+        list(chat.ask(question, **options))
+    return chat.last
 
 
 def _drawn(kind: str) -> Iterator[tuple[Frames, int, list[SampleTurn]]]:

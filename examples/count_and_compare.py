@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
-from asked import draw, questions_of
+from asked import answer_of, draw, questions_of
 
 from ernie_local import Chat, LoadedModel, load
-from ernie_local.errors import NoAnswer
 from ernie_local.session import Answer
 
 
@@ -21,10 +19,9 @@ def read(model: LoadedModel, folder: Path) -> Iterator[tuple[str, str, Answer]]:
     """The answer to each question about each image."""
     for path, question in questions_of(folder):
         chat = Chat(model)
-        with suppress(NoAnswer):
-            list(chat.ask(question, images=path, thinking=False, max_tokens=32))
-        if chat.last is not None:
-            yield path.name, question, chat.last
+        answer = answer_of(chat, question, images=path, thinking=False, max_tokens=32)
+        if answer is not None:
+            yield path.name, question, answer
 
 
 def main() -> None:

@@ -9,13 +9,11 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
-from asked import FRAMES, draw, questions_of
+from asked import FRAMES, answer_of, draw, questions_of
 
 from ernie_local import Chat, LoadedModel, VideoPart, load
-from ernie_local.errors import NoAnswer
 from ernie_local.session import Answer, write_sheet
 
 
@@ -23,11 +21,11 @@ def read(model: LoadedModel, folder: Path) -> Iterator[tuple[str, str, Answer]]:
     """The answer to each question about each clip; nano was trained with 8 frames at most."""
     for path, question in questions_of(folder):
         chat = Chat(model)
-        with suppress(NoAnswer):
-            list(chat.ask(question, videos=VideoPart(path, frames=FRAMES), thinking=False, max_tokens=32))
-        if chat.last is not None:
-            write_sheet(Path(f"{path.name}.png"), chat.last.times, chat.videos)
-            yield path.name, question, chat.last
+        clip = VideoPart(path, frames=FRAMES)
+        answer = answer_of(chat, question, videos=clip, thinking=False, max_tokens=32)
+        if answer is not None:
+            write_sheet(Path(f"{path.name}.png"), answer.times, chat.videos)
+            yield path.name, question, answer
 
 
 def main() -> None:
