@@ -43,6 +43,18 @@ ALL = VideoSampling(fps=1000, max_frames=1000)
 TOLERANCE = 3  # of gray, after coding
 
 
+class CountedPause:
+    """Counts how often a reading pauses, and ends it at the `last` time."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.num_asked, self._last = 0, last
+
+    def __call__(self) -> None:
+        self.num_asked += 1
+        if self.num_asked == self._last:
+            raise Interrupted("stopped", "asked to", "go on")
+
+
 def frames_of(path: Path, indices: Sequence[int], **options: Any) -> list[tuple[int, int]]:
     """Number and gray of the frames that are read."""
     with path.open("rb") as file, VideoFile(file, path.name) as video:
@@ -145,30 +157,16 @@ def test_frames_are_not_counted_without_end(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(animation, "MOST_ANIMATION_FRAMES", 5)
     with pytest.raises(InputUnreadable, match="of 6 frames or more, 2 to 5 are possible"):
         open_video(data, SMALL)
-    num_asked = 0
-
-    def pause() -> None:
-        nonlocal num_asked
-        num_asked += 1
-        if num_asked == 3:
-            raise Interrupted("stopped", "asked to", "go on")
-
     with pytest.raises(Interrupted):
-        open_video(data, SMALL, pause=pause)
+        open_video(data, SMALL, pause=CountedPause(3))
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp"])
 def test_a_reading_is_ended_between_frames_that_are_not_seen(tmp_path: Path, suffix: str) -> None:
     path = write_animation(tmp_path / f"a.{suffix}", [100] * 20)
-    num_asked, asked_at = 0, list[int]()
-
-    def pause() -> None:
-        nonlocal num_asked
-        num_asked += 1
-
-    open_video(
-        path, SMALL, VideoSampling(frames=2), pause=pause, on_frame=lambda *_: asked_at.append(num_asked)
-    )
+    pause, asked_at = CountedPause(), list[int]()
+    sampling = VideoSampling(frames=2)
+    open_video(path, SMALL, sampling, pause=pause, on_frame=lambda *_: asked_at.append(pause.num_asked))
     # Frames 0 and 10: those between are drawn, too.
     assert asked_at[-1] >= 20 + 11
 
@@ -201,17 +199,10 @@ def test_a_reading_is_ended_before_its_frames_are_known(tmp_path: Path, suffix: 
     """A file may have many frames, of which none is seen."""
     path = tmp_path / f"clip.{suffix}"
     written = write_animation(path, [100] * 9) if suffix == "gif" else write_video(path, 40)
-    num_asked = 0
-
-    def pause() -> None:
-        nonlocal num_asked
-        num_asked += 1
-        if num_asked == 5:
-            raise Interrupted("stopped", "asked to", "go on")
-
+    pause = CountedPause(5)
     with pytest.raises(Interrupted):
         open_video(written, SMALL, pause=pause)
-    assert num_asked == 5
+    assert pause.num_asked == 5
 
 
 def test_a_title_in_no_known_alphabet_is_no_obstacle(tmp_path: Path) -> None:
