@@ -28,7 +28,9 @@ from ernie_local.media.video_stamp import draw_stamp, stamp_font
 
 CLIP_NUMBER, CLIP_TIME, CLIP_WORD = "clip number", "clip time", "clip word"
 FRAMES_JOINED = 2  # frames that one token of a video joins
-STEPS = (1, 1, 2, 3, 5)  # seconds from frame to frame
+# As a video is read by default, so that the frames of a token show one second. What changes, changes with it:
+# one token cannot tell which of two numbers at one place was there first.
+FRAMES_A_SECOND = 2
 NUMBER_QUESTIONS = (
     "What number is shown at {}?",
     "Which number is shown at {}?",
@@ -45,13 +47,15 @@ class DrawnClip:
     """Frames with the seconds that are written on them, and questions.
 
     `width` and `height` are page units of a frame; images may be larger. Glyphs lie on a page on which the
-    frames that one token joins lie on each other, and each such pair below the one before.
+    frames that one token joins lie on each other, and each such pair below the one before. `lines`: all that
+    is written, of each pair what is on its first frame.
     """
 
     frames: tuple[Image.Image, ...]
     times: tuple[float, ...]
     width: int
     height: int
+    lines: tuple[Run, ...]
     questions: tuple[Question, ...]
 
 
@@ -78,36 +82,34 @@ def draw_clip(
     """
     random = Random(f"clip/{seed}/{held_out}")
     names = NameSource(random, held_out)
-    step = random.choice(STEPS)
-    times = tuple(float(index * step) for index in range(num_frames))
-    numbers, words = _numbers(random, num_frames), _words(random, names, num_frames)
+    times = tuple(index / FRAMES_A_SECOND for index in range(num_frames))
+    seconds_shown = times[::FRAMES_JOINED]
+    numbers, words = _numbers(random, len(seconds_shown)), _words(random, names, len(seconds_shown))
     background = random_background(random, look)
     style = random_style(random, Canvas(width, height, scale, background, look))
     rows = random.sample(range(1, height // LINE_PITCH), 2)
     x_number, x_word = (random.uniform(0.3, 0.7) * width for _ in range(2))
-    frames, stamps, number_runs, word_runs = [], [], [], []
+    frames, runs = [], []
     for index, seconds in enumerate(times):
         page = Canvas(width, height, scale, background, look)
-        below = index // FRAMES_JOINED * height
-        runs = []
-        for text, x, row in ((numbers[index], x_number, rows[0]), (words[index], x_word, rows[1])):
+        pair = index // FRAMES_JOINED
+        written = []
+        for text, x, row in ((numbers[pair], x_number, rows[0]), (words[pair], x_word, rows[1])):
             size = fit_size(page, text, style.font, style.size + 4, 0.55 * width)
             y = (row + 0.5) * style.pitch
-            runs.append(
-                page.text(x, y, text, ink=style.ink, font=style.font, size=size, align="middle").moved(
-                    0, below
-                )
-            )
+            written.append(page.text(x, y, text, ink=style.ink, font=style.font, size=size, align="middle"))
         stamped = page.image if is_stamped else page.image.copy()
-        stamps.append(write_stamp(stamped, seconds, scale).moved(0, below))
+        written.append(write_stamp(stamped, seconds, scale))
         frames.append(page.image)
-        number_runs.append(runs[0])
-        word_runs.append(runs[1])
+        if index % FRAMES_JOINED == 0:
+            runs.append([run.moved(0, pair * height) for run in written])
+    number_runs, word_runs, stamps = zip(*runs, strict=True)
     questions = [
-        *_ask_numbers(random, times, stamps, number_runs),
-        *_ask_words(random, times, stamps, word_runs),
+        *_ask_numbers(random, seconds_shown, stamps, number_runs),
+        *_ask_words(random, seconds_shown, stamps, word_runs),
     ]
-    return DrawnClip(tuple(frames), times, width, height, tuple(questions))
+    lines = tuple(run for of_pair in runs for run in of_pair)
+    return DrawnClip(tuple(frames), times, width, height, lines, tuple(questions))
 
 
 def write_stamp(frame: Image.Image, seconds: float, scale: float) -> Run:
@@ -128,26 +130,26 @@ def write_stamp(frame: Image.Image, seconds: float, scale: float) -> Run:
     return Run(text, tuple(glyphs))
 
 
-def _numbers(random: Random, num_frames: int) -> list[str]:
-    """Different numbers, some of which stay for two frames."""
+def _numbers(random: Random, num_shown: int) -> list[str]:
+    """Different numbers, one a second, some of which stay for the next."""
     top = random.choice((20, 99, 999))
-    new = iter(different(num_frames, lambda: str(random.randint(1, top))))
+    new = iter(different(num_shown, lambda: str(random.randint(1, top))))
     numbers = [next(new)]
-    while len(numbers) < num_frames:
+    while len(numbers) < num_shown:
         numbers.append(numbers[-1] if random.random() < 0.25 else next(new))
     return numbers
 
 
-def _words(random: Random, names: NameSource, num_frames: int) -> list[str]:
+def _words(random: Random, names: NameSource, num_shown: int) -> list[str]:
     """Two words, one after the other; nothing is shown before the first one."""
 
     def short_name() -> str:
         return next(name for name in iter(names.item, "") if len(name) <= _MOST_LETTERS)
 
     first, second = different(2, short_name)
-    start = random.randrange(num_frames)
-    change = random.randint(start + 1, num_frames)
-    return [""] * start + [first] * (change - start) + [second] * (num_frames - change)
+    start = random.randrange(num_shown)
+    change = random.randint(start + 1, num_shown)
+    return [""] * start + [first] * (change - start) + [second] * (num_shown - change)
 
 
 def _ask_numbers(

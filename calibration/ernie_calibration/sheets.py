@@ -37,7 +37,7 @@ ZOOM_THOUGHTS = (
 )
 READABLE_THOUGHTS = ("I can read it.", "The print is large enough.")
 HEADING_HEIGHT = 64
-_HEADING_SIZES = (42.0, 54.0)
+_HEADING_SIZES = (50.0, 60.0)
 _GAPS = (8, 14, 20, 26)
 _MOST_LETTERS = 8
 

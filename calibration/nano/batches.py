@@ -66,16 +66,14 @@ def media_positions(conversation: TrainingConversation, grids: list[tuple[int, i
 
 def stacked(streams: list[Conversed], picture: int, shape: NanoShape) -> PictureBatch:
     """The pictures of that number of all conversations."""
-    characters = [one.characters[picture] for one in streams]
     frames = torch.from_numpy(numpy.stack([one.frames[picture] for one in streams]))
     side = shape.token_pixels
     return PictureBatch(
         pixels=flatten_patches(frames.flatten(0, 1), shape).unflatten(0, frames.shape[:2]).bfloat16(),
         grid=(frames.shape[2] // side, frames.shape[3] // side),
         starts=torch.tensor([one.conversation.starts[picture] for one in streams]),
-        characters=None
-        if any(one is None for one in characters)
-        else torch.from_numpy(numpy.stack([one for one in characters if one is not None])),
+        characters=torch.from_numpy(numpy.stack([one.characters[picture] for one in streams])),
+        edges=torch.from_numpy(numpy.stack([one.edges[picture] for one in streams])),
     )
 
 

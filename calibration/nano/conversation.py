@@ -173,7 +173,9 @@ class TrainingConversation:
         self._append_thought(look.thought)
         call = {"name": look.call.name, "arguments": look.call.arguments}
         text = f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>\n"
-        self._append_written(as_places(text, look.heading))
+        # Where a card ends follows from where its heading begins, not from where it ends.
+        beginning_of_heading = Run(look.heading.text[:1], look.heading.glyphs[:1])
+        self._append_written(as_places(text, beginning_of_heading))
         self._append_end()
         if not look.is_scored:
             self.labels[beginning[0] :] = [IGNORED] * (len(self.ids) - beginning[0])

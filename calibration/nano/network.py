@@ -28,13 +28,14 @@ class PictureBatch:
     `pixels`: (batch, frames, patches, 588) in the published patch order, one frame for an image; `grid`:
     image tokens (rows, columns) of a frame, or of two. `starts`: (batch,) the position of its first image
     token. `characters`: (batch, image tokens, 4) character classes printed in each token's cell, 0 for none;
-    None for a clip.
+    `edges`: (batch, image tokens, 4) where in the cell that lies.
     """
 
     pixels: Tensor
     grid: tuple[int, int]
     starts: Tensor
-    characters: Tensor | None
+    characters: Tensor
+    edges: Tensor
 
     @property
     def num_tokens(self) -> int:
@@ -80,6 +81,7 @@ class Losses(NamedTuple):
 
 
 SLOTS = 4  # characters told apart in one image token's cell
+EDGES, MOST_EDGE = 4, 24  # left, top, right, bottom of a cell's print, each in steps of a twelfth of a cell
 MOST_ROWS = 16  # rows and columns of image tokens that the place head tells apart
 READING_LAYERS = (1, 3)
 MENTION_LAYERS, MENTION_HEAD = (2, 3), 2
@@ -90,7 +92,8 @@ SHARED_DROP = 0.5
 class NanoNetwork(nn.Module):
     """The whole model, with auxiliary heads that are not exported and cost the runtime nothing.
 
-    Heads behind the first banks name the characters of each image token's cell, and its row and column:
+    Heads behind the first banks name the characters of each image token's cell, where in it they lie, and its
+    row and column:
     without them reading takes hours to start instead of minutes. One attention head of the middle layers is
     shown where the words of a question are printed, one of the last layers where the answer is.
     """
@@ -103,7 +106,7 @@ class NanoNetwork(nn.Module):
         self.norm = nn.Parameter(torch.ones(shape.hidden_size))
         self.vision = TrainedVisionTower(shape)
         self.num_characters = num_characters
-        num_classes = SLOTS * num_characters + 2 * MOST_ROWS
+        num_classes = SLOTS * num_characters + 2 * MOST_ROWS + EDGES * (1 + MOST_EDGE)
         self.reading_heads = nn.Parameter(torch.empty(len(READING_LAYERS), num_classes, shape.hidden_size))
         for name, parameter in self.named_parameters():
             if parameter.dim() >= 2:
@@ -154,7 +157,6 @@ class NanoNetwork(nn.Module):
 
     def _reading(self, picture: PictureBatch, seen: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss of the reading heads, and the share of characters that the last one names rightly."""
-        assert picture.characters is not None
         row, column = patch_positions(*picture.grid, 1)
         wanted = picture.characters.flatten().long()
         printed = wanted > 0
@@ -165,15 +167,18 @@ class NanoNetwork(nn.Module):
             residual = seen[index].gather(1, places)  # (batch, image tokens, hidden)
             hidden = functional.rms_norm(residual, residual.shape[-1:])
             logits = product(hidden, head).float()  # (batch, image tokens, classes)
-            characters, row_logits, column_logits = logits.split(
-                (SLOTS * self.num_characters, MOST_ROWS, MOST_ROWS), dim=-1
+            characters, row_logits, column_logits, edge_logits = logits.split(
+                (SLOTS * self.num_characters, MOST_ROWS, MOST_ROWS, EDGES * (1 + MOST_EDGE)), dim=-1
             )
             flat = characters.reshape(-1, self.num_characters)
             named = (functional.cross_entropy(flat, wanted, reduction="none") * weight).sum() / weight.sum()
-            images = len(logits)
-            placed = functional.cross_entropy(row_logits.flatten(0, 1), row.repeat(images))
-            placed = placed + functional.cross_entropy(column_logits.flatten(0, 1), column.repeat(images))
-            losses.append(named + 0.3 * placed)
+            frames = logits[..., 0].numel() // len(row)  # of all images and clips, two counted as one
+            placed = functional.cross_entropy(row_logits.flatten(0, 1), row.repeat(frames))
+            placed = placed + functional.cross_entropy(column_logits.flatten(0, 1), column.repeat(frames))
+            edges = functional.cross_entropy(
+                edge_logits.reshape(-1, 1 + MOST_EDGE), picture.edges.flatten(), ignore_index=0
+            )
+            losses.append(named + 0.3 * placed + 0.15 * edges)
         right = (flat.argmax(-1) == wanted)[printed].float().mean()
         return torch.stack(losses).mean(), right
 
@@ -184,7 +189,7 @@ class NanoNetwork(nn.Module):
         answer = functional.cross_entropy(logits, labels)
         tokens_right = (logits.argmax(-1) == labels).float().mean()
         none = torch.full((), math.nan)
-        read = [self._reading(picture, seen) for picture in batch.pictures if picture.characters is not None]
+        read = [self._reading(picture, seen) for picture in batch.pictures]
         reading = torch.stack([loss for loss, _ in read]).mean() if read else torch.zeros(())
         characters_right = torch.stack([right for _, right in read]).mean() if read else none
         pointing, pointers_right = torch.zeros(()), none

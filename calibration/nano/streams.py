@@ -29,7 +29,7 @@ from nano.conversation import (
     text_turns,
     transcript_turn,
 )
-from nano.network import SLOTS
+from nano.network import EDGES, MOST_EDGE, SLOTS
 from nano.shape import NanoShape
 
 CHARACTERS = "".join(chr(code) for code in range(33, 127)) + "£"
@@ -64,12 +64,13 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class Conversed:
-    """A conversation with its pictures: frames (frames, height, width, 3) of each, and their characters."""
+    """A conversation with its pictures: frames (frames, height, width, 3), characters and edges of each."""
 
     conversation: TrainingConversation
     kind: str
     frames: list[NDArray[numpy.uint8]]
-    characters: list[NDArray[numpy.int64] | None]
+    characters: list[NDArray[numpy.int64]]
+    edges: list[NDArray[numpy.int64]]
     drawn: list[tuple[float, float, tuple[int, int]]]  # of each picture: width, height, grid
 
 
@@ -93,6 +94,27 @@ def character_classes(drawn: DrawnImage, grid: tuple[int, int]) -> NDArray[numpy
             classes[cell, filled[cell]] = CHARACTERS.find(glyph.character) + 1
             filled[cell] += 1
     return classes
+
+
+def edge_classes(drawn: DrawnImage, grid: tuple[int, int]) -> NDArray[numpy.int64]:
+    """(rows * columns, EDGES): how far left, top, right and bottom of what is printed in a cell lie in it.
+
+    Counted in steps from half a cell before it (1) to half a cell behind it (MOST_EDGE); 0: nothing printed.
+    Left and right are those of the cell's glyphs, so that what runs on begins and ends with its cells.
+    """
+    rows, columns = grid
+    cell_size = (drawn.width / columns, drawn.height / rows)
+    edges = numpy.full((rows * columns, EDGES), numpy.nan)
+    for glyph in drawn.glyphs:
+        cell = cell_of(glyph, (drawn.width, drawn.height), grid)
+        if cell is not None:
+            edges[cell, :2] = numpy.fmin(edges[cell, :2], glyph.box[:2])
+            edges[cell, 2:] = numpy.fmax(edges[cell, 2:], glyph.box[2:])
+    row, column = numpy.divmod(numpy.arange(rows * columns), columns)
+    origin = numpy.stack((column, row, column, row), axis=1) * (cell_size * 2)
+    share = (edges - origin) / (cell_size * 2)
+    steps = 1 + numpy.floor((share + 0.5) / 2 * MOST_EDGE).clip(0, MOST_EDGE - 1)
+    return numpy.where(numpy.isnan(edges), 0, steps).astype(numpy.int64)
 
 
 def with_noise(random: Random, image: Image.Image, size: tuple[int, int]) -> NDArray[numpy.uint8]:
@@ -153,7 +175,7 @@ class Converser:
             conversation = TrainingConversation(self.tokenizer)
             turns = text_turns(self.names, self.stream.questions)
             conversation.add_turns(turns, 0)
-            return Conversed(conversation, turns[0].kind, [], [], [])
+            return Conversed(conversation, turns[0].kind, [], [], [], [])
         if self.stream.sheet is not None:
             return self._on_sheet(*self.stream.sheet)
         if self.stream.num_frames:
@@ -192,9 +214,8 @@ class Converser:
         image = with_wear(random, drawn.image, stream.look)
         pixels = with_noise(random, image, (grid[1] * side, grid[0] * side))
         page = (drawn.width, drawn.height, grid)
-        return Conversed(
-            conversation, turns[0].kind, [pixels[None]], [character_classes(drawn, grid)], [page]
-        )
+        classes, edges = [character_classes(drawn, grid)], [edge_classes(drawn, grid)]
+        return Conversed(conversation, turns[0].kind, [pixels[None]], classes, edges, [page])
 
     def _skill_questions(self, drawn: DrawnImage) -> list[Question]:
         """Places and JSON come first in number, as their answers are the longest to learn."""
@@ -227,7 +248,9 @@ class Converser:
         conversation = TrainingConversation(self.tokenizer)
         conversation.add_turns(turns, num_pairs * grid[0] * grid[1], "video")
         page = (clip.width, clip.height * num_pairs, (grid[0] * num_pairs, grid[1]))
-        return Conversed(conversation, turns[0].kind, [numpy.stack(frames)], [None], [page])
+        pairs = DrawnImage("clip", clip.frames[0], *page[:2], clip.lines, ())
+        classes, edges = [character_classes(pairs, page[2])], [edge_classes(pairs, page[2])]
+        return Conversed(conversation, turns[0].kind, [numpy.stack(frames)], classes, edges, [page])
 
     def _on_sheet(self, columns: int, rows: int, card_grid: tuple[int, int]) -> Conversed:
         """A question whose answer only a close-up shows."""
@@ -270,8 +293,9 @@ class Converser:
             "sheet", sheet.image, *sheet.image.size, tuple(one.heading for one in sheet.cards), ()
         )
         classes = [character_classes(headings, grid), character_classes(card.drawn, card_grid)]
+        edges = [edge_classes(headings, grid), edge_classes(card.drawn, card_grid)]
         pages = [(*sheet.image.size, grid), (card.drawn.width, card.drawn.height, card_grid)]
-        return Conversed(conversation, SMALL_PRINT, [pixels[None], crop[None]], [*classes], [*pages])
+        return Conversed(conversation, SMALL_PRINT, [pixels[None], crop[None]], classes, edges, [*pages])
 
 
 def _moved(

@@ -39,29 +39,39 @@ def test_an_answer_lies_in_the_frames_of_the_time_asked_for(num_frames: int) -> 
         drawn, again = clip(seed, num_frames), clip(seed, num_frames)
         assert drawn == again
         assert len(drawn.frames) == len(drawn.times) == num_frames
-        shown = [clock(seconds) for seconds in drawn.times]
-        assert len(set(shown)) == num_frames
+        shown = [clock(seconds) for seconds in drawn.times[::2]]
+        assert len(set(shown)) == len(shown) == (num_frames + 1) // 2
         assert {question.kind for question in drawn.questions} == {CLIP_NUMBER, CLIP_TIME, CLIP_WORD}
         for question in drawn.questions:
             words, run = question.mentions[0]
             assert words in question.text
             if question.kind == CLIP_TIME:
-                assert shown.index(question.answer) // 2 == pair_of(question.printed) == pair_of(run)
+                assert shown.index(question.answer) == pair_of(question.printed) == pair_of(run)
             elif words in shown:
-                assert shown.index(words) // 2 == pair_of(question.printed) == pair_of(run)
+                assert shown.index(words) == pair_of(question.printed) == pair_of(run)
             else:
                 assert pair_of(question.printed) == (0 if words == "first" else (num_frames - 1) // 2)
 
 
 def test_frames_differ_where_their_numbers_and_times_stand_and_nowhere_else() -> None:
-    drawn = draw_clip(11, num_frames=2, width=WIDTH, height=HEIGHT)
-    runs = [question.printed for question in drawn.questions]
-    left, top, right, bottom = ImageChops.difference(*drawn.frames).getbbox() or (0, 0, 0, 0)
+    drawn = draw_clip(11, num_frames=4, width=WIDTH, height=HEIGHT)
+    first, joined, second, _ = drawn.frames
+    _, _, _, stamp_bottom = ImageChops.difference(first, joined).getbbox() or (0, 0, 0, 0)
+    assert 0 < stamp_bottom < HEIGHT * 0.15  # of two frames of one second, only the time differs
+    left, top, right, bottom = ImageChops.difference(first, second).getbbox() or (0, 0, 0, 0)
     assert top < HEIGHT * 0.15
-    boxes = [run.box for run in runs if pair_of(run) == 0]
-    assert right <= max(95, *(box[2] + 3 for box in boxes))
-    assert bottom <= max(box[3] + 3 for box in boxes)
+    boxes = [run.box for run in drawn.lines if any(run.glyphs)]
+    assert right <= max(box[2] + 3 for box in boxes)
+    assert stamp_bottom < bottom <= max(box[3] % HEIGHT + 3 for box in boxes)
     assert left < right
+
+
+def test_the_lines_are_all_that_is_written_on_the_first_frame_of_each_second() -> None:
+    drawn = clip(11, 5)
+    texts = [[run.text for run in drawn.lines if run.text and pair_of(run) == pair] for pair in range(3)]
+    assert [any(stamp_text(seconds) in of_pair for of_pair in texts) for seconds in (0, 1, 2)] == [True] * 3
+    printed = {question.printed.text for question in drawn.questions if question.kind != CLIP_TIME}
+    assert printed <= {text for of_pair in texts for text in of_pair}
 
 
 @pytest.mark.parametrize("seconds", [0.0, 3.0, 65.5, 3723.25])

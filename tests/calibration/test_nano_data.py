@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import sentencepiece
+from PIL import Image
 
-from ernie_calibration.drawn_image import Glyph, Run
+from ernie_calibration.drawn_image import DrawnImage, Glyph, Run
 from ernie_calibration.images import draw_image
 from ernie_calibration.sheets import zoom_call
 from ernie_calibration.skills.samples import closeup_samples
@@ -39,7 +40,9 @@ from nano.conversation import (
     TrainingTurn,
     image_turns,
 )
+from nano.network import MOST_EDGE, SLOTS
 from nano.shape import NanoShape
+from nano.streams import CHARACTERS, Converser, Stream, edge_classes
 from nano.tokenizer import train_tokenizer
 from tests.runtime.conftest import ScriptedModel
 
@@ -142,8 +145,7 @@ def test_a_closeup_is_what_a_chat_with_the_tool_holds(
     assert (called in runtime.decode(written)) == is_scored
     looked_at = [glyph.character for _, glyph, picture in conversation.answer_pointers if picture == 0]
     box = re.findall(r"\d+", str(CALL.arguments["bbox_2d"]))
-    num_digits = [len("".join(box[:2])), len("".join(box[2:]))]
-    assert looked_at == ["L"] * num_digits[0] + ["n"] * num_digits[1] if is_scored else not looked_at
+    assert looked_at == (["L"] * len("".join(box)) if is_scored else [])
 
 
 def test_a_sheet_is_evaluated_with_the_tokens_of_training(
@@ -178,3 +180,28 @@ def test_a_sheet_is_evaluated_with_the_tokens_of_training(
 def test_the_schema_of_the_tool_is_a_few_pieces(pieces: sentencepiece.SentencePieceProcessor) -> None:
     conversation = TrainingConversation(pieces, "thinking", with_zoom=True)
     assert len(conversation.ids) < 25
+
+
+def test_characters_of_a_clip_are_those_of_its_seconds(
+    pieces: sentencepiece.SentencePieceProcessor,
+) -> None:
+    rows, columns, frames = 5, 8, 5
+    stream = Stream(("clip",), (rows, columns), batch=1, weight=1.0, num_frames=frames)
+    conversed = Converser(stream, Random(7), pieces, NanoShape(), held_out=False).next()
+    (classes,), (page,) = conversed.characters, conversed.drawn
+    seconds = (frames + 1) // 2
+    assert (len(classes), page[2]) == (seconds * rows * columns, (seconds * rows, columns))
+    for second in range(seconds):
+        first_row = classes.reshape(seconds, rows, columns * SLOTS)[second, 0]
+        assert "".join(CHARACTERS[one - 1] for one in first_row if one) == f"time:00:00:0{second}.00"
+
+
+def test_edges_say_where_print_lies_in_its_cell() -> None:
+    """Cells of 20 x 10 page units: two letters in the second one of the second row, the last hanging over."""
+    letters = (Glyph("a", 28, 15, (24, 12, 32, 18)), Glyph("b", 38, 15, (34, 11, 42, 18)))
+    drawn = DrawnImage("form", Image.new("RGB", (60, 20)), 60, 20, (Run("ab", letters),), ())
+    edges = edge_classes(drawn, (2, 3))
+    assert not edges[[0, 1, 2, 3, 5]].any()
+    # Of a cell that begins at (20, 10): shares from half before it to half behind it, in steps of a twelfth.
+    shares = (4 / 20, 1 / 10, 22 / 20, 8 / 10)
+    assert edges[4].tolist() == [1 + int((share + 0.5) / 2 * MOST_EDGE) for share in shares]
