@@ -73,6 +73,26 @@ struct Avx2 {
             return _mm256_or_si256(codes.half[i], _mm256_and_si256(set, _mm256_set1_epi8(4)));
         });
     }
+    template <int kShift, int kMask>
+    static ERNIE_LOCAL_INLINE Codes raised(const Codes& codes) {
+        return ints([&](int i) {
+            return _mm256_and_si256(_mm256_slli_epi16(codes.half[i], kShift), _mm256_set1_epi8(kMask));
+        });
+    }
+    static ERNIE_LOCAL_INLINE Codes either(const Codes& a, const Codes& b) {
+        return ints([&](int i) { return _mm256_or_si256(a.half[i], b.half[i]); });
+    }
+    static ERNIE_LOCAL_INLINE Codes exclusive_or(const Codes& a, const Codes& b) {
+        return ints([&](int i) { return _mm256_xor_si256(a.half[i], b.half[i]); });
+    }
+    // Places are below 8: a shuffle looks at the lowest four bits, and at the highest one, which both shifts leave 0.
+    static ERNIE_LOCAL_INLINE void look_up_nibbles(const Codes& places, const uint8_t* table, Codes& low, Codes& high) {
+        const __m256i levels = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+        for (int i = 0; i < 2; ++i) {
+            low.half[i] = _mm256_shuffle_epi8(levels, places.half[i]);
+            high.half[i] = _mm256_shuffle_epi8(levels, _mm256_srli_epi16(places.half[i], 4));
+        }
+    }
     static ERNIE_LOCAL_INLINE Ints zero_ints() { return {{_mm256_setzero_si256(), _mm256_setzero_si256()}}; }
     // Codes up to 15: pairs of products stay far from the 16-bit limit.
     static ERNIE_LOCAL_INLINE Ints dot(const Ints& sum, const Codes& codes, const int8_t* four) {
@@ -170,11 +190,15 @@ struct Avx2 {
             return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from + 8 * i)));
         });
     }
-    static ERNIE_LOCAL_INLINE Ints load_nibbles(const uint8_t* from) {
+    static ERNIE_LOCAL_INLINE __m128i nibbles(const uint8_t* from) {
         const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
         const __m128i mask = _mm_set1_epi8(15);
         const __m128i low = _mm_and_si128(bytes, mask), high = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
-        return widen(_mm_unpacklo_epi8(low, high));
+        return _mm_unpacklo_epi8(low, high);
+    }
+    static ERNIE_LOCAL_INLINE Ints load_nibbles(const uint8_t* from) { return widen(nibbles(from)); }
+    static ERNIE_LOCAL_INLINE Ints load_from_table(const uint8_t* from, const uint8_t* table) {
+        return widen(_mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)), nibbles(from)));
     }
     template <int kShift, int kMask>
     static ERNIE_LOCAL_INLINE Ints int_field(const Ints& values) {
@@ -218,6 +242,18 @@ struct Avx2 {
     // c - a * b
     static ERNIE_LOCAL_INLINE Floats multiply_subtract_from(const Floats& a, const Floats& b, const Floats& c) {
         return floats([&](int i) { return _mm256_fnmadd_ps(a.half[i], b.half[i], c.half[i]); });
+    }
+    // Lanes whose mark is not 0, and a of these with b of the others.
+    using Choice = Floats;
+    static ERNIE_LOCAL_INLINE Choice marked(const int32_t* marks) {
+        return floats([&](int i) {
+            const __m256i lanes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(marks + 8 * i));
+            return _mm256_castsi256_ps(_mm256_xor_si256(_mm256_cmpeq_epi32(lanes, _mm256_setzero_si256()),
+                                                        _mm256_set1_epi32(-1)));
+        });
+    }
+    static ERNIE_LOCAL_INLINE Floats choose(const Choice& choice, const Floats& a, const Floats& b) {
+        return floats([&](int i) { return _mm256_blendv_ps(b.half[i], a.half[i], choice.half[i]); });
     }
     static ERNIE_LOCAL_INLINE void store(float* to, const Floats& values) {
         _mm256_storeu_ps(to, values.half[0]);

@@ -31,12 +31,10 @@ template <class Isa, class Format>
 void unpack_block(const uint8_t* tile, int columns, int start, int count, uint8_t* out) {
     using Layout = Unpacked<Isa, Format>;
     constexpr FormatInfo info = kFormats[Format::id - 1];
-    constexpr int kPlaneBits = Format::bits == 3 ? 2 : Format::bits;
-    constexpr int kStepBytes = kTileRows * kColumnStep * kPlaneBits / 8;
     constexpr int kAhead = 4096;  // about the next block
     const uint8_t* metadata = tile + info.row_scale_bytes() + start / Format::group * Format::group_metadata;
     const uint8_t* plane = tile + info.metadata_bytes(columns);
-    const uint8_t* codes = plane + static_cast<size_t>(kStepBytes) * (start / kColumnStep);
+    CodeReader<Format> codes(plane, columns, start);
     const uint8_t* high = plane + 4 * static_cast<size_t>(columns) + 2 * start;  // w3 only
     for (int column = 0; column < count; out += Layout::kGroupBytes, metadata += Format::group_metadata) {
         typename Isa::Floats scales, zeros;
@@ -45,10 +43,11 @@ void unpack_block(const uint8_t* tile, int columns, int start, int count, uint8_
         Isa::store(reinterpret_cast<float*>(out + Layout::kZerosAt), zeros);
         uint8_t* to = out + Layout::kCodesAt;
         const int stop = column + Format::group < count ? column + Format::group : count;
-        for (; column < stop; column += kColumnStep, codes += kStepBytes, high += 32, to += 4 * Layout::kQuadBytes) {
-            for (int line = 0; line < kStepBytes; line += 64) Isa::prefetch_far(codes + kAhead + line);
+        for (; column < stop; column += kColumnStep, high += 32, to += 4 * Layout::kQuadBytes) {
+            for (int line = 0; line < codes.kStepBytes; line += 64) Isa::prefetch_far(codes.stored() + kAhead + line);
             typename Isa::Codes quads[4];
-            Unpack<Isa, Format::bits>::quads(codes, high, quads);
+            UnpackFor<Isa, Format>::quads(codes.at(), high, quads);
+            codes.advance();
             if constexpr (Isa::kTokenPairs) join_quads<Isa, Format>(quads);
             for (int quad = 0; quad < 4; ++quad) {
                 if constexpr (Layout::kSigned) {
@@ -60,13 +59,14 @@ void unpack_block(const uint8_t* tile, int columns, int start, int count, uint8_
                 }
             }
         }
+        codes.end_group();
     }
 }
 
 // So many products of four columns, each two of 127 and the largest code, add up in 16 bits.
 template <class Format>
 constexpr int short_sum() {
-    constexpr int kLargest = 32767 / (2 * 127 * ((1 << Format::bits) - 1));
+    constexpr int kLargest = 32767 / (2 * 127 * Format::highest);
     int count = Format::group / 4;
     while (count > kLargest) count /= 2;
     return count;

@@ -19,13 +19,36 @@ constexpr int kColumnStep = 16;
 constexpr int kAlignment = 64;
 constexpr int kW8Zero = 128;
 
+// The trellis of w2t; ernie_local/packing/formats.py has the same numbers and says what they are.
+constexpr int kTrellisDelays[3] = {2, 3, 4};
+constexpr uint8_t kTrellisLevels[16] = {0, 6, 10, 14, 4, 8, 12, 18};  // of 8 places; a register of a table has 16
+constexpr int kTrellisZero = 9;
+constexpr uint8_t kTrellisScales[16] = {16, 17, 19, 21, 23, 25, 27, 29, 32, 35, 38, 41, 45, 49, 54, 59};
+
+constexpr int longest_delay() {
+    int longest = 0;
+    for (const int delay : kTrellisDelays) longest = delay > longest ? delay : longest;
+    return longest;
+}
+constexpr int kTrellisMemory = longest_delay();
+
+constexpr int highest_level() {
+    int highest = 0;
+    for (const uint8_t level : kTrellisLevels) highest = level > highest ? level : highest;
+    return highest;
+}
+
 // What the kernels know of a format at run time. `format_info` of an unknown id is null.
 struct FormatInfo {
-    int id, bits, group, group_metadata, zero_divisor;
+    int id, bits, group, group_metadata, zero_divisor, scale_bits;
+    bool is_trellis;
 
-    ERNIE_LOCAL_INLINE bool symmetric() const { return bits == 8; }
+    // Of each group, and none of rows; the others' whole scales count in row scales.
+    ERNIE_LOCAL_INLINE constexpr bool has_fp16_scales() const { return scale_bits == 16; }
+    // For these codes, scales and zeros are chosen here.
+    ERNIE_LOCAL_INLINE constexpr bool has_zeros() const { return !has_fp16_scales() && !is_trellis; }
     ERNIE_LOCAL_INLINE int num_groups(int columns) const { return (columns + group - 1) / group; }
-    ERNIE_LOCAL_INLINE int row_scale_bytes() const { return symmetric() ? 0 : 2 * kTileRows; }
+    ERNIE_LOCAL_INLINE int row_scale_bytes() const { return has_fp16_scales() ? 0 : 2 * kTileRows; }
     ERNIE_LOCAL_INLINE size_t metadata_bytes(int columns) const {
         const size_t exact = row_scale_bytes() + static_cast<size_t>(num_groups(columns)) * group_metadata;
         return (exact + kAlignment - 1) / kAlignment * kAlignment;
@@ -39,10 +62,12 @@ struct FormatInfo {
 };
 
 // A row of ernie_local/packing/formats.py: the id in page headers, bits of a code, columns of a group, and bits of a
-// group's scale and zero. Without bits of a zero the scale is fp16 and the zero is the middle code.
-template <int kId, int kBits, int kGroup, int kScaleBits, int kZeroBits>
+// group's scale and zero. Without bits of a zero it is the middle of the codes, or of a trellis's levels.
+template <int kId, int kBits, int kGroup, int kScaleBits, int kZeroBits, bool kIsTrellis = false>
 struct FormatRow {
-    static constexpr int id = kId, bits = kBits, group = kGroup;
+    static constexpr int id = kId, bits = kBits, group = kGroup, scale_bits = kScaleBits;
+    static constexpr bool is_trellis = kIsTrellis;
+    static constexpr int highest = kIsTrellis ? highest_level() : (1 << kBits) - 1;  // that is multiplied
     static constexpr int group_metadata = kTileRows * (kScaleBits + kZeroBits) / 8;
     static constexpr int zero_divisor = kZeroBits == 0 ? 1 : ((1 << kZeroBits) - 1) / ((1 << kBits) - 1);
 };
@@ -51,7 +76,7 @@ template <class... Rows>
 struct FormatTable {
     static constexpr int size = sizeof...(Rows);
     static constexpr FormatInfo infos[] = {
-        {Rows::id, Rows::bits, Rows::group, Rows::group_metadata, Rows::zero_divisor}...};
+        {Rows::id, Rows::bits, Rows::group, Rows::group_metadata, Rows::zero_divisor, Rows::scale_bits, Rows::is_trellis}...};
 };
 
 // All formats, by their ids. Everything else about formats is derived from these rows.
@@ -61,7 +86,8 @@ using Formats = FormatTable<
     FormatRow<3, 2, 16, 4, 4>,     // w2l
     FormatRow<4, 2, 32, 4, 4>,     // w2
     FormatRow<5, 2, 64, 4, 4>,     // w2s
-    FormatRow<6, 8, 128, 16, 0>>;  // w8
+    FormatRow<6, 8, 128, 16, 0>,   // w8
+    FormatRow<7, 2, 32, 4, 0, true>>;  // w2t
 
 constexpr int kNumFormats = Formats::size;
 static constexpr const FormatInfo (&kFormats)[kNumFormats] = Formats::infos;
@@ -73,11 +99,10 @@ constexpr bool ids_are_in_order() {
 }
 static_assert(ids_are_in_order(), "rows are found by their ids");
 
-// Of the formats with whole scales and zeros, for which codes are chosen here.
 constexpr int largest_whole_group() {
     int largest = 0;
     for (const FormatInfo& format : kFormats)
-        if (format.bits != 8 && format.group > largest) largest = format.group;
+        if (format.has_zeros() && format.group > largest) largest = format.group;
     return largest;
 }
 constexpr int kLargestGroup = largest_whole_group();

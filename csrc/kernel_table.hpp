@@ -49,6 +49,13 @@ using RmsNormKernel = void (*)(const float* row, const float* weight, int size, 
 using DotKernel = void (*)(const float* rows, int count, int columns, const float* vectors, int num_vectors, float* out,
                            size_t out_stride);
 
+// The same with rows of bfloat16.
+using DotBfloatsKernel = void (*)(const uint16_t* rows, int count, int columns, const float* vectors, int num_vectors,
+                                  float* out, size_t out_stride);
+
+// out[i] += sum over k < rank of tile[k][i] * factors[k], i < 16, with a tile of bfloat16.
+using LowRankTileKernel = void (*)(const uint16_t* tile, int rank, const float* factors, float* out);
+
 // In place. A NaN or a positive infinity makes all of them NaN.
 using SoftmaxKernel = void (*)(float* values, int count);
 
@@ -177,6 +184,40 @@ struct RefineTask {
     uint8_t *codes, *scales, *zeros;
     float* change;  // [stop - start][rows]
 };
+// Of w2t, whose codes are steps along trellises.
+constexpr int kLongestStretch = 24;  // that is searched anew as one
+struct WalkTask {
+    size_t rows, columns;
+    int first, start, stop, end;  // columns [start, stop) of the ring [first, end) are decided
+    const float *left, *factor;
+    const int64_t* group_ids;
+    const float* steps;
+    uint8_t* states;  // [2][rows]: before `start`, and then before `stop`; before `first`
+    uint8_t* codes;
+    float* errors;  // [stop - start][rows]
+};
+// A block of columns, in any order: stretches of rings one after the other, each of `stretch` columns.
+struct DecideTask {
+    size_t rows;
+    int size, stretch;
+    bool is_ring;                     // whether each stretch is a whole ring
+    const float* own;                 // [size][size] of the Hessian
+    const float *inverses, *factors;  // [size / stretch][stretch][stretch]: of a stretch's own square, and of its inverse
+    const float *pull, *steps;        // [size][rows]
+    const uint8_t* states;            // [size / stretch][rows], before each stretch
+    uint8_t* codes;                   // [size][rows]
+    float* change;                    // [size][rows]
+};
+// A block of whole groups.
+struct RefitTask {
+    size_t rows;
+    int size, group_size;
+    const float *own;                       // [size][size] of the Hessian
+    const float *levels, *pull;             // [size][rows]; levels less the zero
+    const float* row_scales;
+    uint8_t* scales;  // [groups][rows]
+    float* change;    // [size][rows]
+};
 // Rows [first_row, first_row + count), at most 16 of them.
 template <class Task>
 using StripKernel = void (*)(const Task& task, int first_row, int count);
@@ -198,6 +239,8 @@ struct KernelTable {
     BlockKernel block[kNumFormats][kNumBlockWidths];
     RmsNormKernel rms_norm;
     DotKernel dot;
+    DotBfloatsKernel dot_bfloats;
+    LowRankTileKernel add_low_rank_tile;
     SoftmaxKernel softmax;
     AttendKernel attend[kNumCacheFormats];
     MergeKernel merge;
@@ -208,6 +251,9 @@ struct KernelTable {
     StripKernel<WholeTask> choose_whole;
     StripKernel<GptqTask> gptq_block;
     StripKernel<RefineTask> refine_block;
+    StripKernel<WalkTask> walk_trellis;
+    StripKernel<DecideTask> decide_block;
+    StripKernel<RefitTask> refit_scales;
 };
 
 }  // namespace ernie_local

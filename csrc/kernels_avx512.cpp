@@ -39,6 +39,18 @@ struct Avx512 {
         std::memcpy(&mask, bits, 8);
         return _mm512_mask_add_epi8(codes, mask, codes, _mm512_set1_epi8(4));
     }
+    template <int kShift, int kMask>
+    static ERNIE_LOCAL_INLINE Codes raised(Codes codes) {
+        return _mm512_and_si512(_mm512_slli_epi16(codes, kShift), _mm512_set1_epi8(kMask));
+    }
+    static ERNIE_LOCAL_INLINE Codes either(Codes a, Codes b) { return _mm512_or_si512(a, b); }
+    static ERNIE_LOCAL_INLINE Codes exclusive_or(Codes a, Codes b) { return _mm512_xor_si512(a, b); }
+    // Places are below 8: a shuffle looks at the lowest four bits, and at the highest one, which both shifts leave 0.
+    static ERNIE_LOCAL_INLINE void look_up_nibbles(Codes places, const uint8_t* table, Codes& low, Codes& high) {
+        const Codes levels = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table)));
+        low = _mm512_shuffle_epi8(levels, places);
+        high = _mm512_shuffle_epi8(levels, _mm512_srli_epi16(places, 4));
+    }
     static ERNIE_LOCAL_INLINE Ints zero_ints() { return _mm512_setzero_si512(); }
     static ERNIE_LOCAL_INLINE Ints dot(Ints sum, Codes codes, const int8_t* four) {
         int32_t word;
@@ -54,11 +66,16 @@ struct Avx512 {
     static ERNIE_LOCAL_INLINE Ints load_bytes(const uint8_t* from) {
         return _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
     }
-    static ERNIE_LOCAL_INLINE Ints load_nibbles(const uint8_t* from) {
+    static ERNIE_LOCAL_INLINE __m128i nibbles(const uint8_t* from) {
         const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
         const __m128i mask = _mm_set1_epi8(15);
         const __m128i low = _mm_and_si128(bytes, mask), high = _mm_and_si128(_mm_srli_epi16(bytes, 4), mask);
-        return _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(low, high));
+        return _mm_unpacklo_epi8(low, high);
+    }
+    static ERNIE_LOCAL_INLINE Ints load_nibbles(const uint8_t* from) { return _mm512_cvtepu8_epi32(nibbles(from)); }
+    static ERNIE_LOCAL_INLINE Ints load_from_table(const uint8_t* from, const uint8_t* table) {
+        const __m128i numbers = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+        return _mm512_cvtepu8_epi32(_mm_shuffle_epi8(numbers, nibbles(from)));
     }
     template <int kShift, int kMask>
     static ERNIE_LOCAL_INLINE Ints int_field(Ints ints) {
@@ -90,6 +107,15 @@ struct Avx512 {
     // c - a * b
     static ERNIE_LOCAL_INLINE Floats multiply_subtract_from(Floats a, Floats b, Floats c) {
         return _mm512_fnmadd_ps(a, b, c);
+    }
+    // Lanes whose mark is not 0, and a of these with b of the others.
+    using Choice = __mmask16;
+    static ERNIE_LOCAL_INLINE Choice marked(const int32_t* marks) {
+        const Ints lanes = _mm512_loadu_si512(marks);
+        return _mm512_test_epi32_mask(lanes, lanes);
+    }
+    static ERNIE_LOCAL_INLINE Floats choose(Choice choice, Floats a, Floats b) {
+        return _mm512_mask_blend_ps(choice, b, a);
     }
     static ERNIE_LOCAL_INLINE void store(float* to, Floats floats) { _mm512_storeu_ps(to, floats); }
     static ERNIE_LOCAL_INLINE Floats load(const float* from) { return _mm512_loadu_ps(from); }

@@ -48,6 +48,26 @@ struct Scalar {
         for (int i = 0; i < 64; ++i) codes.byte[i] += 4 * ((bits[i / 8] >> (i % 8)) & 1);
         return codes;
     }
+    template <int kShift, int kMask>
+    static Codes raised(Codes codes) {
+        for (auto& byte : codes.byte) byte = (byte << kShift) & kMask;
+        return codes;
+    }
+    static Codes either(Codes a, const Codes& b) {
+        for (int i = 0; i < 64; ++i) a.byte[i] |= b.byte[i];
+        return a;
+    }
+    static Codes exclusive_or(Codes a, const Codes& b) {
+        for (int i = 0; i < 64; ++i) a.byte[i] ^= b.byte[i];
+        return a;
+    }
+    // What a table of 16 bytes has at the places in the low and in the high nibbles, which are below 8.
+    static void look_up_nibbles(const Codes& places, const uint8_t* table, Codes& low, Codes& high) {
+        for (int i = 0; i < 64; ++i) {
+            low.byte[i] = table[places.byte[i] & 15];
+            high.byte[i] = table[places.byte[i] >> 4];
+        }
+    }
     static Ints zero_ints() { return {}; }
     static Ints dot(Ints sum, const Codes& codes, const int8_t* four) {
         for (int i = 0; i < 16; ++i)
@@ -75,6 +95,12 @@ struct Scalar {
     static Ints load_nibbles(const uint8_t* from) {
         Ints out;
         for (int i = 0; i < 16; ++i) out.lane[i] = (from[i / 2] >> (i % 2 * 4)) & 15;
+        return out;
+    }
+    // What a table of 16 bytes has at the places that load_nibbles would give.
+    static Ints load_from_table(const uint8_t* from, const uint8_t* table) {
+        Ints out = load_nibbles(from);
+        for (auto& lane : out.lane) lane = table[lane];
         return out;
     }
     template <int kShift, int kMask>
@@ -139,6 +165,18 @@ struct Scalar {
     // c - a * b
     static Floats multiply_subtract_from(const Floats& a, const Floats& b, const Floats& c) {
         return each([&](int i) { return c.lane[i] - a.lane[i] * b.lane[i]; });
+    }
+    // Lanes whose mark is not 0, and a of these with b of the others.
+    struct Choice {
+        int32_t lane[16];
+    };
+    static Choice marked(const int32_t* marks) {
+        Choice out;
+        std::memcpy(out.lane, marks, sizeof out.lane);
+        return out;
+    }
+    static Floats choose(const Choice& choice, const Floats& a, const Floats& b) {
+        return each([&](int i) { return choice.lane[i] != 0 ? a.lane[i] : b.lane[i]; });
     }
     static void store(float* to, const Floats& floats) { std::memcpy(to, floats.lane, sizeof floats.lane); }
     static Floats load(const float* from) {

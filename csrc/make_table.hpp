@@ -4,8 +4,10 @@
 #include "attention_kernel.hpp"
 #include "block_attention_kernel.hpp"
 #include "block_kernel.hpp"
+#include "low_rank_kernel.hpp"
 #include "quantize_kernel.hpp"
 #include "tile_kernel.hpp"
+#include "trellis_kernel.hpp"
 
 namespace ernie_local {
 
@@ -29,6 +31,8 @@ KernelTable make_table(const char* name) {
     if constexpr (Isa::kHasBlocks) fill_blocks<Isa>(table, Formats{});
     table.rms_norm = &rms_norm_row<Isa>;
     table.dot = &dot_floats<Isa>;
+    table.dot_bfloats = &dot_bfloats<Isa>;
+    table.add_low_rank_tile = &add_low_rank_tile<Isa>;
     table.softmax = &softmax_row<Isa>;
     fill_cache_format<Isa, CacheFormat::kFloat32>(table);
     fill_cache_format<Isa, CacheFormat::kBFloat16>(table);
@@ -40,6 +44,9 @@ KernelTable make_table(const char* name) {
     table.choose_whole = &quantizing::choose_whole<Isa>;
     table.gptq_block = &quantizing::gptq_block<Isa>;
     table.refine_block = &quantizing::refine_block<Isa>;
+    table.walk_trellis = &quantizing::walk_trellis<Isa>;
+    table.decide_block = &quantizing::decide_block<Isa>;
+    table.refit_scales = &quantizing::refit_scales<Isa>;
     return table;
 }
 

@@ -68,6 +68,23 @@ struct Neon {
             return vorrq_u8(codes.quarter[i], vandq_u8(vtstq_u8(spread, bit_of_lane), vdupq_n_u8(4)));
         });
     }
+    template <int kShift, int kMask>
+    static ERNIE_LOCAL_INLINE Codes raised(const Codes& codes) {
+        return each<Codes>([&](int i) { return vandq_u8(vshlq_n_u8(codes.quarter[i], kShift), vdupq_n_u8(kMask)); });
+    }
+    static ERNIE_LOCAL_INLINE Codes either(const Codes& a, const Codes& b) {
+        return each<Codes>([&](int i) { return vorrq_u8(a.quarter[i], b.quarter[i]); });
+    }
+    static ERNIE_LOCAL_INLINE Codes exclusive_or(const Codes& a, const Codes& b) {
+        return each<Codes>([&](int i) { return veorq_u8(a.quarter[i], b.quarter[i]); });
+    }
+    static ERNIE_LOCAL_INLINE void look_up_nibbles(const Codes& places, const uint8_t* table, Codes& low, Codes& high) {
+        const uint8x16_t levels = vld1q_u8(table);
+        for (int i = 0; i < 4; ++i) {
+            low.quarter[i] = vqtbl1q_u8(levels, vandq_u8(places.quarter[i], vdupq_n_u8(15)));
+            high.quarter[i] = vqtbl1q_u8(levels, vshrq_n_u8(places.quarter[i], 4));
+        }
+    }
     static ERNIE_LOCAL_INLINE Ints zero_ints() {
         return each<Ints>([](int) { return vdupq_n_s32(0); });
     }
@@ -104,10 +121,14 @@ struct Neon {
                  vreinterpretq_s32_u32(vmovl_u16(vget_high_u16(high)))}};
     }
     static ERNIE_LOCAL_INLINE Ints load_bytes(const uint8_t* from) { return widen(vld1q_u8(from)); }
-    static ERNIE_LOCAL_INLINE Ints load_nibbles(const uint8_t* from) {
+    static ERNIE_LOCAL_INLINE uint8x16_t nibbles(const uint8_t* from) {
         const uint8x8_t bytes = vld1_u8(from);
         const uint8x8x2_t pairs = vzip_u8(vand_u8(bytes, vdup_n_u8(15)), vshr_n_u8(bytes, 4));
-        return widen(vcombine_u8(pairs.val[0], pairs.val[1]));
+        return vcombine_u8(pairs.val[0], pairs.val[1]);
+    }
+    static ERNIE_LOCAL_INLINE Ints load_nibbles(const uint8_t* from) { return widen(nibbles(from)); }
+    static ERNIE_LOCAL_INLINE Ints load_from_table(const uint8_t* from, const uint8_t* table) {
+        return widen(vqtbl1q_u8(vld1q_u8(table), nibbles(from)));
     }
     template <int kShift, int kMask>
     static ERNIE_LOCAL_INLINE Ints int_field(const Ints& values) {
@@ -152,6 +173,19 @@ struct Neon {
     // c - a * b
     static ERNIE_LOCAL_INLINE Floats multiply_subtract_from(const Floats& a, const Floats& b, const Floats& c) {
         return each<Floats>([&](int i) { return vfmsq_f32(c.quarter[i], a.quarter[i], b.quarter[i]); });
+    }
+    // Lanes whose mark is not 0, and a of these with b of the others.
+    struct Choice {
+        uint32x4_t quarter[4];
+    };
+    static ERNIE_LOCAL_INLINE Choice marked(const int32_t* marks) {
+        return each<Choice>([=](int i) {
+            const int32x4_t lanes = vld1q_s32(marks + 4 * i);
+            return vtstq_s32(lanes, lanes);
+        });
+    }
+    static ERNIE_LOCAL_INLINE Floats choose(const Choice& choice, const Floats& a, const Floats& b) {
+        return each<Floats>([&](int i) { return vbslq_f32(choice.quarter[i], a.quarter[i], b.quarter[i]); });
     }
     static ERNIE_LOCAL_INLINE void store(float* to, const Floats& values) {
         for (int i = 0; i < 4; ++i) vst1q_f32(to + 4 * i, values.quarter[i]);

@@ -18,12 +18,17 @@ bool packed_attention(const PackedAttentionCall& call) {
     if (packed_linear(normed.data(), 1, call.hidden_size, call.qkv, *call.qkv_format, query_size + 2 * key_size,
                       states.data()) >= 0)
         return false;
+    if (call.num_qkv_parts > 0)
+        add_low_rank({normed.data(), 1, call.hidden_size, call.qkv_parts, call.num_qkv_parts, states.data(),
+                      query_size + 2 * key_size});
     attention.queries = states.data();
     attention.keys = states.data() + query_size;
     attention.values = states.data() + query_size + key_size;
     attention.out = attended.data();
     decode_attention(attention);
     if (packed_linear(attended.data(), 1, query_size, call.o, *call.o_format, call.hidden_size, call.out) >= 0) return false;
+    if (call.num_o_parts > 0)
+        add_low_rank({attended.data(), 1, query_size, call.o_parts, call.num_o_parts, call.out, call.hidden_size});
     for (int i = 0; i < call.hidden_size; ++i) call.out[i] += call.hidden[i];
     return true;
 }

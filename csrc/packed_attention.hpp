@@ -3,6 +3,7 @@
 
 #include "decode_ops.hpp"
 #include "formats.hpp"
+#include "low_rank.hpp"
 
 namespace ernie_local {
 
@@ -15,6 +16,11 @@ struct PackedAttentionCall {
     const FormatInfo* qkv_format;
     const uint8_t* o;     // hidden_size x rows of queries
     const FormatInfo* o_format;
+    // What an adapter adds to the products with qkv and o, if anything.
+    const LowRankPart* qkv_parts;
+    int num_qkv_parts;
+    const LowRankPart* o_parts;
+    int num_o_parts;
     AttentionCall attention;  // without queries, keys, values and out
     float* out;           // [hidden_size]
 };

@@ -2,12 +2,15 @@
 
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/vector.h>
 
 #include <limits>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "decode_bindings.hpp"
+#include "low_rank.hpp"
 #include "packed_attention.hpp"
 #include "packed_experts.hpp"
 #include "packed_linear.hpp"
@@ -48,10 +51,47 @@ Outcome bound_packed_linear(nb::handle tokens_tensor, nb::handle packed_tensor, 
     return {broken < 0 ? kDone : kBrokenToken, broken};
 }
 
+// What an adapter adds to experts of `hidden_size`: four tensors, as LowRankExperts (ernie_local/kernels/arguments.py).
+struct AdapterTensors {
+    explicit AdapterTensors(nb::handle four) {
+        const nb::sequence tensors = nb::cast<nb::sequence>(four);
+        num_tensors = nb::len(tensors);
+        if (num_tensors != 4) return;
+        for (int i = 0; i < 4; ++i) views[i].emplace(nb::object(tensors[i]));
+    }
+
+    bool read(int64_t hidden_size, ExpertAdapter& out) const {
+        if (num_tensors != 4) return false;
+        for (const auto& view : views)
+            if (!view->has_dimensions(&view == &views[0] || &view == &views[2] ? 3 : 4)) return false;
+        const int64_t experts = views[0]->size(0), both_ranks = views[0]->size(1);
+        const int64_t down_rank = views[2]->size(1), inner_size = views[2]->size(2);
+        const auto tiles = [](int64_t rows) { return (rows + kTileRows - 1) / kTileRows; };
+        if (both_ranks % 2 || !fits_int(both_ranks + 1) || !fits_int(down_rank + 1) || !fits_int(inner_size)) return false;
+        constexpr auto kBFloat = NumberType::kBFloat16;
+        if (both_ranks && (!views[0]->is(kBFloat, {experts, both_ranks, hidden_size}) ||
+                           !views[1]->is(kBFloat, {experts, tiles(inner_size), both_ranks, kTileRows})))
+            return false;
+        if (down_rank && (!views[2]->is(kBFloat, {experts, down_rank, inner_size}) ||
+                          !views[3]->is(kBFloat, {experts, tiles(hidden_size), down_rank, kTileRows})))
+            return false;
+        out = {views[0]->data<const uint16_t>(), views[1]->data<const uint16_t>(), views[2]->data<const uint16_t>(),
+               views[3]->data<const uint16_t>(), static_cast<int>(both_ranks / 2), static_cast<int>(down_rank),
+               static_cast<int>(inner_size)};
+        return true;
+    }
+
+    int64_t num_experts() const { return views[0]->size(0); }
+
+    size_t num_tensors;
+    std::optional<TensorView> views[4];
+};
+
 Outcome bound_packed_experts(nb::handle hidden_tensor, nb::handle slots_tensor, nb::handle expert_ids_tensor,
                              nb::handle weights_tensor, std::optional<nb::handle> shared_tensor,
-                             std::optional<nb::handle> places_tensor, std::optional<bool> are_few, nb::handle out_tensor,
-                             bool adds) {
+                             std::optional<nb::handle> places_tensor, std::optional<bool> are_few,
+                             std::optional<nb::handle> adapter_tensors, std::optional<nb::handle> shared_adapter_tensors,
+                             nb::handle out_tensor, bool adds) {
     const TensorView hidden(hidden_tensor), slots(slots_tensor), expert_ids(expert_ids_tensor), weights(weights_tensor),
         out(out_tensor);
     if (!hidden.has_dimensions(2) || !slots.has_dimensions(2) || !expert_ids.has_dimensions(2)) return {kRefused, 0};
@@ -84,12 +124,23 @@ Outcome bound_packed_experts(nb::handle hidden_tensor, nb::handle slots_tensor, 
         shared_page = shared.data<const uint8_t>();
         shared_bytes = static_cast<size_t>(shared.size(1));
     }
+    ExpertAdapter adapter{}, shared_adapter{};
+    if (adapter_tensors.has_value()) {
+        const AdapterTensors tensors(*adapter_tensors);
+        if (!tensors.read(hidden_size, adapter) || tensors.num_experts() != num_experts) return {kRefused, 0};
+    }
+    if (shared_adapter_tensors.has_value()) {
+        const AdapterTensors tensors(*shared_adapter_tensors);
+        if (!tensors.read(hidden_size, shared_adapter) || tensors.num_experts() != 1) return {kRefused, 0};
+    }
     const nb::gil_scoped_release released;
     const auto result = packed_experts({hidden.data<const float>(), static_cast<int>(num_tokens),
                                         static_cast<int>(hidden_size), slots.data<const uint8_t>(),
                                         num_slots, static_cast<size_t>(slots.size(1)), ids, places, weights.data<const float>(),
                                         static_cast<int>(top_k), shared_page, shared_bytes, out.data<float>(), adds,
-                                        are_few.value_or(num_tokens <= kFewTokens)});
+                                        are_few.value_or(num_tokens <= kFewTokens),
+                                        adapter_tensors.has_value() ? &adapter : nullptr,
+                                        shared_adapter_tensors.has_value() ? &shared_adapter : nullptr});
     switch (result.kind) {
         case ExpertsResult::kBrokenToken: return {kBrokenToken, result.index};
         case ExpertsResult::kBrokenPage: return {kBrokenPage, result.index};
@@ -97,9 +148,61 @@ Outcome bound_packed_experts(nb::handle hidden_tensor, nb::handle slots_tensor, 
     }
 }
 
+// What LowRankParts in ernie_local/kernels/arguments.py has, as far as it fits a matrix of this shape.
+class LowRankTensors {
+public:
+    bool read(const nb::sequence& inward, const nb::sequence& outward, const std::vector<int64_t>& first_rows,
+              const std::vector<int64_t>& num_rows, int64_t columns, int64_t rows) {
+        const size_t num_parts = first_rows.size();
+        if (num_rows.size() != num_parts || nb::len(inward) != num_parts || nb::len(outward) != num_parts) return false;
+        int64_t all_ranks = 0;
+        for (size_t i = 0; i < num_parts; ++i) {
+            const nb::object in_tensor(inward[i]), out_tensor(outward[i]);
+            const TensorView in_view(in_tensor), out_view(out_tensor);
+            if (!in_view.has_dimensions(2) || !out_view.has_dimensions(3)) return false;
+            const int64_t rank = in_view.size(0), first = first_rows[i], count = num_rows[i];
+            if (first < 0 || count < 1 || first > rows - count || !fits_int(rank)) return false;
+            all_ranks += rank;
+            if (!in_view.is(NumberType::kBFloat16, {rank, columns}) ||
+                !out_view.is(NumberType::kBFloat16, {(count + kTileRows - 1) / kTileRows, rank, kTileRows}))
+                return false;
+            parts.push_back({in_view.data<const uint16_t>(), out_view.data<const uint16_t>(), static_cast<int>(rank),
+                             static_cast<int>(first), static_cast<int>(count)});
+        }
+        return num_parts == 0 || (fits_int(static_cast<int64_t>(num_parts)) && fits_int(all_ranks));
+    }
+
+    // As the four fields of a tuple.
+    bool read(const nb::tuple& fields, int64_t columns, int64_t rows) {
+        if (fields.size() != 4) return false;
+        return read(nb::cast<nb::sequence>(fields[0]), nb::cast<nb::sequence>(fields[1]),
+                    nb::cast<std::vector<int64_t>>(fields[2]), nb::cast<std::vector<int64_t>>(fields[3]), columns, rows);
+    }
+
+    int count() const { return static_cast<int>(parts.size()); }
+
+    std::vector<LowRankPart> parts;
+};
+
+bool bound_add_low_rank(nb::handle out_tensor, nb::handle tokens_tensor, const nb::sequence& inward, const nb::sequence& outward,
+                        const std::vector<int64_t>& first_rows, const std::vector<int64_t>& num_rows) {
+    const TensorView tokens(tokens_tensor), out(out_tensor);
+    if (!tokens.has_dimensions(2) || !out.has_dimensions(2)) return false;
+    const int64_t num_tokens = tokens.size(0), columns = tokens.size(1), rows = out.size(1);
+    if (!fits_int(num_tokens) || !fits_int(columns) || !fits_int(rows)) return false;
+    if (!tokens.is(kFloat, {num_tokens, columns}) || !out.is(kFloat, {num_tokens, rows})) return false;
+    LowRankTensors tensors;
+    if (!tensors.read(inward, outward, first_rows, num_rows, columns, rows) || tensors.count() == 0) return false;
+    const nb::gil_scoped_release released;
+    add_low_rank({tokens.data<const float>(), static_cast<int>(num_tokens), static_cast<int>(columns), tensors.parts.data(),
+                  tensors.count(), out.data<float>(), static_cast<int>(rows)});
+    return true;
+}
+
 bool bound_packed_attention(nb::handle hidden_tensor, nb::handle norm_tensor, float eps, nb::handle qkv_tensor,
                             int qkv_format, nb::handle o_tensor, int o_format, int64_t heads, nb::handle cosines_tensor,
-                            nb::handle sines_tensor, nb::handle cached_keys_tensor, nb::handle cached_values_tensor,
+                            nb::handle sines_tensor, const nb::tuple& qkv_added, const nb::tuple& o_added,
+                            nb::handle cached_keys_tensor, nb::handle cached_values_tensor,
                             std::optional<nb::handle> key_scales_tensor, std::optional<nb::handle> value_scales_tensor,
                             int64_t length, nb::handle out_tensor) {
     const TensorView hidden(hidden_tensor), norm(norm_tensor), qkv(qkv_tensor), o(o_tensor), out(out_tensor);
@@ -124,6 +227,12 @@ bool bound_packed_attention(nb::handle hidden_tensor, nb::handle norm_tensor, fl
         !qkv.is(NumberType::kUInt8, {bytes(*call.qkv_format, qkv_rows, hidden_size)}) ||
         !o.is(NumberType::kUInt8, {bytes(*call.o_format, hidden_size, query_size)}))
         return false;
+    LowRankTensors qkv_tensors, o_tensors;
+    if (!qkv_tensors.read(qkv_added, hidden_size, qkv_rows) || !o_tensors.read(o_added, query_size, hidden_size)) return false;
+    call.qkv_parts = qkv_tensors.parts.data();
+    call.num_qkv_parts = qkv_tensors.count();
+    call.o_parts = o_tensors.parts.data();
+    call.num_o_parts = o_tensors.count();
     call.hidden = hidden.data<const float>();
     call.hidden_size = static_cast<int>(hidden_size);
     call.norm = norm.data<const float>();
@@ -163,13 +272,16 @@ void bind_packed_ops(nb::module_& module) {
                "Fills out: (0, _); or (1, first token that is not finite); or (3, _), having done nothing, if the arguments "
                "do not fit each other.");
     module.def("packed_experts", &bound_packed_experts, nb::arg("hidden"), nb::arg("slots"), nb::arg("expert_ids"),
-               nb::arg("weights"), nb::arg("shared_page").none(), nb::arg("places").none(), nb::arg("are_few").none(), nb::arg("out"),
-               nb::arg("adds"),
+               nb::arg("weights"), nb::arg("shared_page").none(), nb::arg("places").none(), nb::arg("are_few").none(),
+               nb::arg("adapter").none(), nb::arg("shared_adapter").none(), nb::arg("out"), nb::arg("adds"),
                "As packed_linear; or (2, first expert with a broken page, -1 for the shared one). Adds to out if asked.");
+    module.def("add_low_rank", &bound_add_low_rank, nb::arg("out"), nb::arg("tokens"), nb::arg("inward"), nb::arg("outward"),
+               nb::arg("first_rows"), nb::arg("num_rows"),
+               "Adds to out; False, having done nothing, if the arguments do not fit each other.");
     module.def("packed_attention", &bound_packed_attention, nb::arg("hidden"), nb::arg("norm"), nb::arg("eps"),
                nb::arg("qkv"), nb::arg("qkv_format"), nb::arg("o"), nb::arg("o_format"), nb::arg("heads"),
-               nb::arg("cosines"), nb::arg("sines"), nb::arg("cached_keys"), nb::arg("cached_values"),
-               nb::arg("key_scales").none(), nb::arg("value_scales").none(), nb::arg("length"), nb::arg("out"),
+               nb::arg("cosines"), nb::arg("sines"), nb::arg("qkv_added"), nb::arg("o_added"), nb::arg("cached_keys"),
+               nb::arg("cached_values"), nb::arg("key_scales").none(), nb::arg("value_scales").none(), nb::arg("length"), nb::arg("out"),
                "Fills out and the cache's row `length`; False if the arguments do not fit each other or a number is not "
                "finite: then at most that row was changed.");
     module.def("packed_rows", &bound_packed_rows, nb::arg("packed"), nb::arg("format_id"), nb::arg("rows"),

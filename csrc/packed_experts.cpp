@@ -36,6 +36,11 @@ struct Group {
     const TokenTiles* input;
     TokenTiles own_input, inner;
     QuantizedRows inner_rows;
+    const ExpertAdapter* adapter;
+    size_t row;         // of the adapter
+    size_t factors_at;  // of its [count][factors_each()], what inward matrices give: of gate, of up, of down
+
+    int factors_each() const { return adapter == nullptr ? 0 : 2 * adapter->rank + adapter->down_rank; }
 };
 
 struct Place {
@@ -51,7 +56,8 @@ struct Scratch {
     QuantizedRows input[kNumFormats];      // by format id - 1; of those in use
     TokenTiles shared_input[kNumFormats];  // the same, where there is one token
     bool has_input[kNumFormats];
-    std::vector<float> inner;
+    std::vector<float> inner, factors;
+    std::vector<Place> inward;  // rows of inward matrices of gate and up: the first one's index
     std::vector<Piece> gate_up_pieces, down_pieces;
     std::vector<Place> rows, input_tiles, inner_tiles;
 };
@@ -63,6 +69,7 @@ void lower_to(std::atomic<int64_t>& lowest, int64_t value) {
 }
 
 constexpr int64_t kSharedExpert = -1, kAllUsable = -2;
+constexpr int kInwardRows = 8;  // of an adapter that are multiplied at a time
 
 int64_t slot_of(const ExpertsCall& call, int64_t expert) { return call.places == nullptr ? expert : call.places[expert]; }
 
@@ -89,7 +96,7 @@ int64_t collect_groups(const ExpertsCall& call, Scratch& scratch) {
     scratch.tokens.clear();
     for (const Choice& choice : choices) scratch.tokens.push_back(choice.token);
     scratch.num_groups = 0;
-    size_t inner_at = 0;
+    size_t inner_at = 0, factors_at = 0;
     const int num_choices = static_cast<int>(choices.size());
     for (int first = 0; first < num_choices;) {
         const int64_t expert = choices[first].expert;
@@ -98,13 +105,19 @@ int64_t collect_groups(const ExpertsCall& call, Scratch& scratch) {
         if (scratch.groups.size() == static_cast<size_t>(scratch.num_groups)) scratch.groups.emplace_back();
         Group& group = scratch.groups[scratch.num_groups++];
         if (!read_expert(call, expert, group.page)) return expert;
+        group.adapter = expert == kSharedExpert ? call.shared_adapter : call.adapter;
+        group.row = expert == kSharedExpert ? 0 : static_cast<size_t>(expert);
+        if (group.adapter != nullptr && group.adapter->inner_size != group.page.inner_size) return expert;
         group.first = first;
         group.count = last - first;
         group.inner_at = inner_at;
+        group.factors_at = factors_at;
+        factors_at += static_cast<size_t>(group.count) * group.factors_each();
         inner_at += static_cast<size_t>(group.count) * group.page.inner_size;
         first = last;
     }
     scratch.inner.resize(inner_at);
+    scratch.factors.resize(factors_at);
     return kAllUsable;
 }
 
@@ -115,6 +128,7 @@ void take_memory(const ExpertsCall& call, const Runtime& state, Scratch& scratch
     scratch.rows.clear();
     scratch.input_tiles.clear();
     scratch.inner_tiles.clear();
+    scratch.inward.clear();
     for (int index = 0; index < scratch.num_groups; ++index) {
         Group& group = scratch.groups[index];
         const int format = group.page.gate_up->id - 1;
@@ -139,6 +153,8 @@ void take_memory(const ExpertsCall& call, const Runtime& state, Scratch& scratch
         // Those of a single token are filled as soon as its row is.
         for (int tile = 0; tile < group.inner.num_tiles() && group.count > 1; ++tile)
             scratch.inner_tiles.push_back({index, tile});
+        const int inward_rows = group.adapter == nullptr ? 0 : 2 * group.adapter->rank;
+        for (int row = 0; row < inward_rows; row += kInwardRows) scratch.inward.push_back({index, row});
     }
 }
 
@@ -187,6 +203,69 @@ int64_t quantize_input(const ExpertsCall& call, Runtime& state, Scratch& scratch
     return -1;
 }
 
+float* factors_of(Scratch& scratch, const Group& group, int token) {
+    return scratch.factors.data() + group.factors_at + static_cast<size_t>(token) * group.factors_each();
+}
+
+// What the inward matrices of gate and up give.
+void multiply_inward(const ExpertsCall& call, Runtime& state, Scratch& scratch) {
+    state.pool.run(static_cast<int>(scratch.inward.size()), [&](int index) {
+        const auto [number, first_row] = scratch.inward[index];
+        const Group& group = scratch.groups[number];
+        const int num_rows = 2 * group.adapter->rank;
+        const uint16_t* rows = group.adapter->gate_up_inward + (group.row * num_rows + first_row) * call.hidden_size;
+        for (int token = 0; token < group.count; ++token) {
+            const float* input = call.input + static_cast<size_t>(scratch.tokens[group.first + token]) * call.hidden_size;
+            state.kernels->dot_bfloats(rows, std::min(kInwardRows, num_rows - first_row), call.hidden_size, input, 1,
+                                       factors_of(scratch, group, token) + first_row, 0);
+        }
+    });
+}
+
+// The outward matrices of a tile of gate and up, [2][rank][16], and of down, [down_rank][16].
+const uint16_t* outward_of_gate_up(const Group& group, int tile) {
+    const size_t num_tiles = (group.page.inner_size + kTileRows - 1) / kTileRows;
+    return group.adapter->gate_up_outward + (group.row * num_tiles + tile) * 2 * group.adapter->rank * kTileRows;
+}
+
+const uint16_t* outward_of_down(const Group& group, int tile) {
+    const size_t num_tiles = (group.page.hidden_size + kTileRows - 1) / kTileRows;
+    return group.adapter->down_outward + (group.row * num_tiles + tile) * group.adapter->down_rank * kTileRows;
+}
+
+// Has an outward matrix brought near while the tile is multiplied: it is too short for the processor to see it coming.
+void ask_for_outward([[maybe_unused]] const uint16_t* numbers, [[maybe_unused]] int rank) {
+#if defined(__GNUC__)
+    for (int k = 0; k < rank; k += 2) __builtin_prefetch(numbers + kTileRows * k);  // 64 bytes
+#endif
+}
+
+// Adds to the products of a tile of gate and of up, [count][16] each.
+void add_to_gate_and_up(const KernelTable& kernels, Scratch& scratch, const Group& group, int tile,
+                        const TokenTiles::Tile& part, float* gate, float* up) {
+    const int rank = group.adapter->rank;
+    const uint16_t* numbers = outward_of_gate_up(group, tile);
+    for (int token = 0; token < part.count; ++token) {
+        const float* factors = factors_of(scratch, group, part.first + token);
+        kernels.add_low_rank_tile(numbers, rank, factors, gate + kTileRows * token);
+        kernels.add_low_rank_tile(numbers + rank * kTileRows, rank, factors + rank, up + kTileRows * token);
+    }
+}
+
+// What the inward matrix of down gives of one choice.
+void multiply_inner_inward(const KernelTable& kernels, Scratch& scratch, const Group& group, int token, const float* inner) {
+    const ExpertAdapter& adapter = *group.adapter;
+    const uint16_t* rows = adapter.down_inward + group.row * adapter.down_rank * adapter.inner_size;
+    kernels.dot_bfloats(rows, adapter.down_rank, adapter.inner_size, inner, 1,
+                        factors_of(scratch, group, token) + 2 * adapter.rank, 0);
+}
+
+// Adds to one choice's product of a tile of down, [16].
+void add_to_down(const KernelTable& kernels, Scratch& scratch, const Group& group, int tile, int token, float* result) {
+    kernels.add_low_rank_tile(outward_of_down(group, tile), group.adapter->down_rank,
+                              factors_of(scratch, group, token) + 2 * group.adapter->rank, result);
+}
+
 void gate_and_up(Runtime& state, Scratch& scratch) {
     const KernelTable& kernels = *state.kernels;
     state.pool.run(static_cast<int>(scratch.gate_up_pieces.size()), [&](int index) {
@@ -200,8 +279,10 @@ void gate_and_up(Runtime& state, Scratch& scratch) {
                 const uint8_t* gate_tile = page.gate_up_tiles + 2 * tile * tile_bytes;
                 const uint8_t* up_tile = gate_tile + tile_bytes;
                 const uint8_t* next = tile + 1 < piece.last_tile ? up_tile + tile_bytes : up_tile;
+                if (group.adapter != nullptr) ask_for_outward(outward_of_gate_up(group, tile), 2 * group.adapter->rank);
                 products.multiply_both(gate_tile, up_tile, next, range,
-                                       [&](const TokenTiles::Tile& part, float* gate, const float* up) {
+                                       [&](const TokenTiles::Tile& part, float* gate, float* up) {
+                    if (group.adapter != nullptr) add_to_gate_and_up(kernels, scratch, group, tile, part, gate, up);
                     kernels.swiglu(gate, up, kTileRows * part.count, gate);
                     for (int token = 0; token < part.count; ++token)
                         std::copy_n(gate + kTileRows * token, kTileRows,
@@ -225,6 +306,7 @@ int64_t quantize_inner(const ExpertsCall& call, Runtime& state, Scratch& scratch
         const Place place = scratch.rows[index];
         Group& group = scratch.groups[place.group];
         float* row = &scratch.inner[group.inner_at + static_cast<size_t>(place.index) * group.page.inner_size];
+        if (group.adapter != nullptr) multiply_inner_inward(kernels, scratch, group, place.index, row);
         const bool is_finite = inner_rows == 2 ? group.inner_rows.fill_twice(kernels, 2 * place.index, row)
                                                : group.inner_rows.fill(kernels, place.index, row);
         if (!is_finite)
@@ -260,6 +342,7 @@ void down(const ExpertsCall& call, Runtime& state, Scratch& scratch) {
                     const int at = tile * kTileRows, num_rows = std::min(kTileRows, call.hidden_size - at);
                     const uint8_t* here = page.down_tiles + tile * tile_bytes;
                     const uint8_t* next = here;
+                    if (group.adapter != nullptr) ask_for_outward(outward_of_down(group, tile), group.adapter->down_rank);
                     if (tile + 1 < last_tile) {
                         next = here + tile_bytes;
                     } else if (number + 1 < scratch.num_groups) {
@@ -270,10 +353,12 @@ void down(const ExpertsCall& call, Runtime& state, Scratch& scratch) {
                         // Two rows of a choice lie side by side, in one part: widths are even. They are one number before
                         // they are added, so that a sum over choices is the same whoever makes it.
                         for (int index = 0; index < part.count; index += inner_rows) {
-                            const Choice& choice = scratch.choices[group.first + (part.first + index) / inner_rows];
+                            const int own_choice = (part.first + index) / inner_rows;
+                            const Choice& choice = scratch.choices[group.first + own_choice];
                             float* row = call.out + static_cast<size_t>(choice.token) * call.hidden_size + at;
                             float* own = result + kTileRows * index;
                             for (int i = 0; i < num_rows && inner_rows == 2; ++i) own[i] += own[kTileRows + i];
+                            if (group.adapter != nullptr) add_to_down(kernels, scratch, group, tile, own_choice, own);
                             for (int i = 0; i < num_rows; ++i) row[i] += choice.weight * own[i];
                         }
                     });
@@ -298,6 +383,7 @@ ExpertsResult packed_experts(const ExpertsCall& call) {
     cut_pieces(call, state, scratch);
     if (const int64_t token = quantize_input(call, state, scratch); token >= 0)
         return {ExpertsResult::kBrokenToken, token};
+    multiply_inward(call, state, scratch);
     gate_and_up(state, scratch);
     if (const int64_t token = quantize_inner(call, state, scratch); token >= 0)
         return {ExpertsResult::kBrokenToken, token};

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "low_rank.hpp"
+
 namespace ernie_local {
 
 constexpr int64_t kAbsentSlot = -1;  // of an expert that somebody else computes
@@ -24,6 +26,8 @@ struct ExpertsCall {
     float* out;                // [num_tokens][hidden_size]
     bool adds = false;         // to what is in out
     bool are_few = false;      // the tokens are rounded as well as can be
+    // Of the experts, and of the shared one; null without. A page of another inner size is of no use with one.
+    const ExpertAdapter *adapter = nullptr, *shared_adapter = nullptr;
 };
 
 struct ExpertsResult {
@@ -31,7 +35,8 @@ struct ExpertsResult {
     int64_t index;  // the first token with a NaN or an infinity, or the first expert (-1: shared) whose page is of no use
 };
 
-// out = (adds: out +) sum over the token's experts of weight * down(silu(gate(x)) * up(x)), experts in the order of their ids, the
+// out = (adds: out +) sum over the token's experts of weight * down(silu(gate(x)) * up(x)), where an adapter adds to each
+// of the three products, experts in the order of their ids, the
 // shared one last, one addition after the other: so calls that add are the same as one call. Out changes only with kDone.
 ExpertsResult packed_experts(const ExpertsCall& call);
 

@@ -30,6 +30,10 @@ struct GroupNumbers {
 
 GroupNumbers group_numbers(const FormatInfo& format, const uint8_t* metadata, int row, float row_scale) {
     const float divisor = static_cast<float>(format.zero_divisor);
+    if (format.is_trellis) {
+        const int scale = kTrellisScales[(metadata[row / 2] >> (4 * (row % 2))) & 15];
+        return {row_scale * static_cast<float>(scale), static_cast<float>(kTrellisZero)};
+    }
     switch (format.bits) {
         case 8: return {half_to_float(metadata + 2 * row), static_cast<float>(kW8Zero)};
         case 4: return {row_scale * metadata[row], metadata[16 + row] / divisor};
@@ -41,7 +45,19 @@ GroupNumbers group_numbers(const FormatInfo& format, const uint8_t* metadata, in
     }
 }
 
+// By the step's own two bits and first bits that the same path stored before.
+int level_of(const uint8_t* codes, int columns, int row, int column) {
+    const auto bits = [=](int delay) {
+        int block = column / kColumnStep - delay;
+        while (block < 0) block += columns / kColumnStep;
+        return codes[64 * block + 4 * row + column % 4] >> (column / 4 % 4 * 2) & 3;
+    };
+    const int parity = (bits(kTrellisDelays[1]) ^ bits(kTrellisDelays[2])) & 1;
+    return kTrellisLevels[(bits(0) ^ parity) | (bits(kTrellisDelays[0]) & 1) << 2];
+}
+
 int code_of(const FormatInfo& format, const uint8_t* codes, int columns, int row, int column) {
+    if (format.is_trellis) return level_of(codes, columns, row, column);
     const int lane = 4 * row + column % 4;
     switch (format.bits) {
         case 8: return codes[64 * (column / 4) + lane];
@@ -64,7 +80,7 @@ void packed_rows(const uint8_t* packed, const FormatInfo& format, int columns, c
         const int row = static_cast<int>(row_ids[index] % kTileRows);
         const uint8_t* tile = packed + static_cast<size_t>(row_ids[index] / kTileRows) * format.tile_bytes(columns);
         const uint8_t* codes = tile + format.metadata_bytes(columns);
-        const float row_scale = format.symmetric() ? 1.0f : half_to_float(tile + 2 * row);
+        const float row_scale = format.has_fp16_scales() ? 1.0f : half_to_float(tile + 2 * row);
         float* to = out + static_cast<size_t>(index) * columns;
         for (int start = 0, group = 0; start < columns; start += format.group, ++group) {
             const uint8_t* metadata = tile + format.row_scale_bytes() + static_cast<size_t>(group) * format.group_metadata;

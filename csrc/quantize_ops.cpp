@@ -26,5 +26,8 @@ void search_ranges(const SearchTask& task) { run_strips(&KernelTable::search_ran
 void choose_whole(const WholeTask& task) { run_strips(&KernelTable::choose_whole, task); }
 void gptq_block(const GptqTask& task) { run_strips(&KernelTable::gptq_block, task); }
 void refine_block(const RefineTask& task) { run_strips(&KernelTable::refine_block, task); }
+void walk_trellis(const WalkTask& task) { run_strips(&KernelTable::walk_trellis, task); }
+void decide_block(const DecideTask& task) { run_strips(&KernelTable::decide_block, task); }
+void refit_scales(const RefitTask& task) { run_strips(&KernelTable::refit_scales, task); }
 
 }  // namespace ernie_local

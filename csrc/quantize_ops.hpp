@@ -9,5 +9,8 @@ void search_ranges(const SearchTask& task);
 void choose_whole(const WholeTask& task);
 void gptq_block(const GptqTask& task);
 void refine_block(const RefineTask& task);
+void walk_trellis(const WalkTask& task);
+void decide_block(const DecideTask& task);
+void refit_scales(const RefitTask& task);
 
 }  // namespace ernie_local

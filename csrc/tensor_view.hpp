@@ -35,7 +35,7 @@ public:
     }
 
 private:
-    static constexpr int kMostDimensions = 3;
+    static constexpr int kMostDimensions = 4;
 
     void take(void* data, bool on_cpu, int num_dimensions, const int64_t* shape, const int64_t* strides);
 

@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "formats.hpp"
 #include "kernel_table.hpp"
@@ -115,10 +116,96 @@ struct UnpackShort<Isa, 2> {
     }
 };
 
+// The levels of a trellis: of four steps in a byte each finds its own by three bits, two of which are parities with the
+// same bits of earlier blocks. So `codes` have as many blocks of history before them.
+template <class Isa>
+struct UnpackTrellis {
+    static constexpr int kLargest = 31;
+    static_assert(highest_level() <= kLargest, "sums of so many fit into 16 bits");
+    static ERNIE_LOCAL_INLINE void quads(const uint8_t* codes, const uint8_t*, typename Isa::Codes out[4]) {
+        const auto earlier = [=](int i) { return Isa::load_codes(codes - 64 * kTrellisDelays[i]); };
+        const auto first = earlier(0);
+        const auto both = Isa::exclusive_or(earlier(1), earlier(2));
+        const auto own = Isa::exclusive_or(Isa::load_codes(codes), Isa::template field<0, 0x55>(both));
+        const auto even = Isa::either(Isa::template field<0, 0x33>(own), Isa::template raised<2, 0x44>(first));
+        const auto odd = Isa::either(Isa::template field<2, 0x33>(own), Isa::template field<0, 0x44>(first));
+        Isa::look_up_nibbles(even, kTrellisLevels, out[0], out[2]);
+        Isa::look_up_nibbles(odd, kTrellisLevels, out[1], out[3]);
+    }
+    static ERNIE_LOCAL_INLINE typename Isa::Ints total(const typename Isa::Ints sums[2]) {
+        return Isa::add(Isa::widen_shorts(sums[0]), Isa::widen_shorts(sums[1]));
+    }
+};
+
+template <class Isa, class Format>
+using UnpackFor = std::conditional_t<Format::is_trellis, UnpackTrellis<Isa>, Unpack<Isa, Format::bits>>;
+template <class Isa, class Format>
+using UnpackShortFor = std::conditional_t<Format::is_trellis, UnpackTrellis<Isa>, UnpackShort<Isa, Format::bits>>;
+
+// Goes through the codes of a tile from a column on. A trellis reads its first groups from a copy, before which lies the
+// history that a ring has there: its last blocks.
+template <class Format, bool = Format::is_trellis>
+class CodeReader {
+public:
+    ERNIE_LOCAL_INLINE CodeReader(const uint8_t* codes, int, int start) : at_(codes + kStepBytes * (start / kColumnStep)) {}
+    ERNIE_LOCAL_INLINE const uint8_t* at() const { return at_; }
+    ERNIE_LOCAL_INLINE const uint8_t* stored() const { return at_; }  // the same place in the tile
+    ERNIE_LOCAL_INLINE void advance() { at_ += kStepBytes; }
+    ERNIE_LOCAL_INLINE void end_group() {}
+    template <class Isa>
+    static ERNIE_LOCAL_INLINE void ask_for_history(const uint8_t*, int) {}
+    // Of 16 columns; of w3 without the highest bits.
+    static constexpr int kStepBytes = kTileRows * kColumnStep * (Format::bits == 3 ? 2 : Format::bits) / 8;
+
+private:
+    const uint8_t* at_;
+};
+
+template <class Format>
+class CodeReader<Format, true> {
+public:
+    ERNIE_LOCAL_INLINE CodeReader(const uint8_t* codes, int columns, int start) : codes_(codes), read_(codes), at_(4 * start) {
+        if (start > 0) return;
+        const int num_blocks = columns / kColumnStep;
+        for (int block = -kTrellisMemory; block < kCopied && block < num_blocks; ++block) {
+            int from = block;
+            while (from < 0) from += num_blocks;
+            std::memcpy(lead_ + 64 * (kTrellisMemory + block), codes + 64 * from, 64);
+        }
+        read_ = lead_ + 64 * kTrellisMemory;
+        groups_left_ = kGroups;
+    }
+    ERNIE_LOCAL_INLINE const uint8_t* at() const { return read_ + at_; }
+    ERNIE_LOCAL_INLINE const uint8_t* stored() const { return codes_ + at_; }
+    ERNIE_LOCAL_INLINE void advance() { at_ += kStepBytes; }
+    ERNIE_LOCAL_INLINE void end_group() {
+        if (--groups_left_ == 0) read_ = codes_;
+    }
+    // The history of a tile that comes next is out of the order in which memory is read.
+    template <class Isa>
+    static ERNIE_LOCAL_INLINE void ask_for_history(const uint8_t* codes, int columns) {
+        for (int block = 1; block <= kTrellisMemory; ++block) Isa::prefetch_near(codes + 4 * columns - 64 * block);
+    }
+    static constexpr int kStepBytes = 64;
+
+private:
+    static constexpr int kGroupBlocks = Format::group / kColumnStep;
+    static constexpr int kGroups = (kTrellisMemory + kGroupBlocks - 1) / kGroupBlocks;
+    static constexpr int kCopied = kGroups * kGroupBlocks;
+
+    const uint8_t *codes_, *read_;
+    ptrdiff_t at_;
+    int groups_left_ = 0;
+    alignas(64) uint8_t lead_[64 * (kTrellisMemory + kCopied)];
+};
+
 // Scales of one group's 16 rows, and their zeros in units of 1 / zero_divisor.
 template <class Isa, class Format>
 ERNIE_LOCAL_INLINE void load_group(const uint8_t* metadata, typename Isa::Floats& scales, typename Isa::Floats& zeros) {
-    if constexpr (Format::bits == 8) {
+    if constexpr (Format::is_trellis) {
+        scales = Isa::to_floats(Isa::load_from_table(metadata, kTrellisScales));
+        zeros = Isa::splat(static_cast<float>(kTrellisZero));
+    } else if constexpr (Format::bits == 8) {
         scales = Isa::load_halves(metadata);
         zeros = Isa::splat(Isa::kSignedW8 ? 0.0f : static_cast<float>(kW8Zero));
     } else if constexpr (Format::bits == 4) {
@@ -168,17 +255,19 @@ void tile_kernel(const uint8_t* tile, const uint8_t* next, int columns, const To
     using Floats = typename Isa::Floats;
     constexpr FormatInfo info = kFormats[Format::id - 1];
     // With few tokens unpacking is most of the work.
-    constexpr bool kInPlace = Isa::kWholeByteDots && kWidth <= 2 && (Format::bits == 2 || Format::bits == 4);
+    constexpr bool kInPlace = Isa::kWholeByteDots && kWidth <= 2 && !Format::is_trellis &&
+                              (Format::bits == 2 || Format::bits == 4);
     constexpr bool kPairs = Isa::kTokenPairs && kWidth % 2 == 0;
     constexpr bool kShort = Isa::kShortSums && kWidth <= 4 && Format::bits != 8;
     // With one token a single chain of dot products would wait for itself.
     constexpr int kChains = kInPlace || kShort ? 2 : kPairs ? 1 : kWidth == 1 ? 4 : kWidth == 2 ? 2 : 1;
-    constexpr int kStepBytes = kTileRows * kColumnStep * (Format::bits == 3 ? 2 : Format::bits) / 8;
 
     const ptrdiff_t to_next = next - tile;
     const uint8_t* metadata = tile + info.row_scale_bytes();
-    const uint8_t* codes = tile + info.metadata_bytes(columns);
-    const uint8_t* high = codes + 4 * columns;  // w3 only
+    const uint8_t* plane = tile + info.metadata_bytes(columns);
+    CodeReader<Format> codes(plane, columns, 0);
+    codes.template ask_for_history<Isa>(plane + to_next, columns);
+    const uint8_t* high = plane + 4 * columns;  // w3 only
     const int8_t* values = tokens.values;
     const float* scales = tokens.scales;
     const float* offsets = tokens.offsets;
@@ -205,13 +294,13 @@ void tile_kernel(const uint8_t* tile, const uint8_t* next, int columns, const To
             for (int chain = 0; chain < kChains; ++chain) dots[token][chain] = Isa::zero_ints();
         const auto step = [&] {
             typename Isa::Codes quads[4];
-            for (int line = 0; line < kStepBytes; line += 64) ask_ahead<Isa>(codes + line, to_next);
+            for (int line = 0; line < codes.kStepBytes; line += 64) ask_ahead<Isa>(codes.stored() + line, to_next);
             if constexpr (kInPlace)
-                UnpackInPlace<Isa, Format::bits>::quads(codes, quads);
+                UnpackInPlace<Isa, Format::bits>::quads(codes.at(), quads);
             else if constexpr (kShort)
-                UnpackShort<Isa, Format::bits>::quads(codes, high, quads);
+                UnpackShortFor<Isa, Format>::quads(codes.at(), high, quads);
             else
-                Unpack<Isa, Format::bits>::quads(codes, high, quads);
+                UnpackFor<Isa, Format>::quads(codes.at(), high, quads);
             if constexpr (kPairs) add_token_pairs<Isa, Format, kWidth>(quads, values, &dots[0][0]);
             for (int quad = 0; quad < 4 && !kPairs; ++quad)
                 for (int token = 0; token < kWidth; ++token) {
@@ -230,7 +319,7 @@ void tile_kernel(const uint8_t* tile, const uint8_t* next, int columns, const To
                             dot = Isa::dot(dot, quads[quad], four);
                     }
                 }
-            codes += kStepBytes;
+            codes.advance();
             high += 32;
             values += 16 * kWidth;
         };
@@ -239,11 +328,12 @@ void tile_kernel(const uint8_t* tile, const uint8_t* next, int columns, const To
         } else {
             for (int column = start; column < columns; column += kColumnStep) step();
         }
+        codes.end_group();
         if constexpr (kPairs)
             for (int token = 0; token < kWidth; token += 2) Isa::part_tokens(dots[token][0], dots[token + 1][0]);
         // The group before: its totals are there, and nothing waits.
         if constexpr (kShort) {
-            static_assert(Format::group / 8 * 2 * 127 * UnpackShort<Isa, Format::bits>::kLargest <= 32767);
+            static_assert(Format::group / 8 * 2 * 127 * UnpackShortFor<Isa, Format>::kLargest <= 32767);
             if (start > 0) add_group();
         }
         for (int token = 0; token < kWidth; ++token) {
@@ -251,7 +341,7 @@ void tile_kernel(const uint8_t* tile, const uint8_t* next, int columns, const To
             if constexpr (kInPlace)
                 totals[token] = Isa::add(totals[token], Isa::sixteenth(dots[token][1]));
             else if constexpr (kShort)
-                totals[token] = UnpackShort<Isa, Format::bits>::total(dots[token]);
+                totals[token] = UnpackShortFor<Isa, Format>::total(dots[token]);
             else
                 for (int chain = 1; chain < kChains; ++chain) totals[token] = Isa::add(totals[token], dots[token][chain]);
         }

@@ -212,7 +212,7 @@ class Engine:
         A vision token is served by the vision bank like any other and takes an ordinary position; its
         embedding is its own, as no image comes with it. Raises DoesNotFit at the end of the context.
         """
-        is_text = bool((token_types([token_id], self.model.config.media, self.vision_rule) == TEXT).all())
+        is_text = bool((token_types([token_id], self.model.config.media_ids, self.vision_rule) == TEXT).all())
         request = TokenRequest(self, token_id, is_text=is_text)
         try:
             self.model.compute_step(request, compute_tokens)
@@ -227,7 +227,7 @@ class Engine:
     def decode_alone(self, token_id: int) -> torch.Tensor:
         """As `decode`, for a step of the model."""
         self.begin_token(token_id)
-        is_vision = token_types([token_id], self.model.config.media, self.vision_rule) != TEXT
+        is_vision = token_types([token_id], self.model.config.media_ids, self.vision_rule) != TEXT
         position = torch.full((3, 1), self.next_position, device=self.model.device)
         with torch.inference_mode():
             token = self.model.embed_one(token_id)

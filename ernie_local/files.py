@@ -1,4 +1,4 @@
-"""Opens plain files and nothing else, and replaces a file in one step.
+"""Opens plain files and nothing else, replaces a file in one step, and tells what is free on a disk.
 
 A pipe would wait for a writer, and a device may never end: neither is opened where a plain file is expected.
 After a replacement, even by a killed process or a power loss, a file has the old content or the new.
@@ -10,6 +10,7 @@ import errno
 import io
 import os
 import secrets
+import shutil
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -28,6 +29,12 @@ _KINDS = {
 }
 # Should a pipe take the file's place after it was looked at, opening it does not wait.
 _OPEN_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
+
+def free_disk_bytes(path: Path) -> int:
+    """What is free on the disk of `path`, which need not be there yet."""
+    there = next(one for one in (path.absolute(), *path.absolute().parents) if one.exists())
+    return shutil.disk_usage(there).free
 
 
 def check_plain(path: str | os.PathLike[str]) -> os.stat_result:

@@ -10,9 +10,10 @@ import threading
 from collections.abc import Callable, Mapping
 from functools import cached_property, wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ernie_local.checkpoint.hub import resolve_model
+from ernie_local.checkpoint.parts import plain_bytes
 from ernie_local.config import ModelConfig, read_config
 from ernie_local.config.keys import Keys
 from ernie_local.errors import ModelUnusable
@@ -30,6 +31,7 @@ from ernie_local.strict_json import read_json_object
 
 if TYPE_CHECKING:
     from ernie_local.text.template import Variant
+    from ernie_local.text.template_file import Template
     from ernie_local.text.tokenizer import ErnieTokenizer
 
 _TEMPLATE_FILES = ("tokenizer_config.json", "chat_template.jinja", "chat_template.json")
@@ -42,6 +44,10 @@ INPUT_FILES = (
 
 class MissingFileWarning(UserWarning):
     """A model lacks a file that decides how it reads, and a default stands in for it."""
+
+
+class CompressedWeightsWarning(UserWarning):
+    """Another tool has quantized weights, or what it says is not computed as it says."""
 
 
 _Value = TypeVar("_Value")
@@ -91,19 +97,20 @@ class ModelFiles:
 
         UsageError for a chosen limit that cannot be.
         """
-        processor = with_fault(read_processor_config(self.directory, self.config.vision), self.config)
+        processor = with_fault(read_processor_config(self.directory, self.config.tower), self.config)
         return with_image_tokens(with_max_pixels(processor, self._max_pixels), self._image_tokens)
 
     @_read_once
     def video_processor(self) -> ImageProcessorConfig:
         """How frames of videos are resized and cut."""
-        return read_video_processor(self.directory, self.image_processor)
+        image = self.image_processor
+        return read_video_processor(self.directory, image) if image.reads_images else image
 
     def missing_notes(self) -> list[str]:
         """A line for each file that is missing and that a default stands in for."""
         notes: list[str] = []
         processor = self.image_processor
-        if not processor.has_limits:
+        if processor.reads_images and not processor.has_limits:
             effect = f"images get up to {processor.max_pixels} pixels"
             if processor.fault is not None:
                 effect = f"it cannot read images, as {processor.fault}"
@@ -112,7 +119,7 @@ class ModelFiles:
         if has_tokenizer and not any(os.path.lexists(self.directory / name) for name in _TEMPLATE_FILES):
             notes.append(
                 f"{self.directory} has no {_TEMPLATE_FILES[0]} and no chat template: "
-                "it is asked as the PT checkpoints are"
+                f"it is asked as the PT checkpoints {'' if processor.reads_images else 'of text alone '}are"
             )
         return notes
 
@@ -138,11 +145,17 @@ class ModelFiles:
         return ErnieTokenizer.from_directory(self.directory)
 
     @_read_once
-    def template_variant(self) -> Variant:
+    def template_name(self) -> Variant | Literal["file"]:
         """Which chat template the model was trained with."""
-        from ernie_local.text.template_file import detect_variant
+        from ernie_local.text.template_file import detect_template
 
-        return detect_variant(self.directory)
+        return detect_template(self.directory, reads_images=self.config.reads_images)
+
+    def template(self, name: str | None = None) -> Template:
+        """The template that `name` says, as of `open_template`; None: the one that it was trained with."""
+        from ernie_local.text.template_file import open_template
+
+        return open_template(name or self.template_name, self.directory, self.tokenizer)
 
     @_read_once
     def generation_config(self) -> Mapping[str, object]:
@@ -154,9 +167,16 @@ class ModelFiles:
         Keys(settings, str(path)).check_ids(self.config.text.vocab_size)
         return settings
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer by generation_config.json; those of config.json may be others."""
+        return Keys(self.generation_config, "generation_config.json").ids("eos_token_id")
+
     @_read_once
-    def weight_file_bytes(self) -> int:
-        """Bytes of all weight files."""
+    def plain_weight_bytes(self) -> int:
+        """Of all weights, as files have them, or in bfloat16 if another tool quantized them; 0 if packed."""
+        if self.config.quantization is not None or self.config.compression is not None:
+            return plain_bytes(self.config)
         return sum(path.stat().st_size for path in self.directory.glob("*.safetensors"))
 
 

@@ -10,7 +10,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from fractions import Fraction
 from itertools import count as count_up
 from itertools import islice
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import av
 from PIL import Image
 
-from ernie_calibration.clips import draw_clip
+from ernie_calibration.clips import FRAMES_A_SECOND, draw_clip
 from ernie_calibration.generated import SampleFamily, held_out_samples
 from ernie_calibration.sample import SampleTurn
 from ernie_local import Chat
@@ -40,10 +39,10 @@ def draw(folder: Path, kind: str, count: int) -> dict[str, list[SampleTurn]]:
     """Draw `count` files into `folder`; the questions about each, with their answers."""
     folder.mkdir(parents=True, exist_ok=True)
     asked = {}
-    for index, (frames, seconds, turns) in enumerate(islice(_drawn(kind), count)):
+    for index, (frames, turns) in enumerate(islice(_drawn(kind), count)):
         path = folder / f"{kind}-{index}.{'mp4' if kind == 'clip' else 'png'}"
         if kind == "clip":
-            _write_clip(path, frames, seconds)
+            _write_clip(path, frames)
         else:
             frames[0].save(path)
         asked[path.name] = turns
@@ -65,22 +64,22 @@ def answer_of(chat: Chat, question: str, **options: Any) -> Answer | None:
     return chat.last
 
 
-def _drawn(kind: str) -> Iterator[tuple[Frames, int, list[SampleTurn]]]:
+def _drawn(kind: str) -> Iterator[tuple[Frames, list[SampleTurn]]]:
     if kind == "clip":
         for index in count_up():
             seed = f"examples/{SEED}/{index}"
             clip = draw_clip(seed, num_frames=FRAMES, width=224, height=140, held_out=True, is_stamped=False)
             turns = [SampleTurn(one.text, one.answer, one.kind) for one in clip.questions]
-            yield clip.frames, round(clip.times[1]), turns
+            yield clip.frames, turns
     family, kinds = KINDS[kind]
     for sample in held_out_samples(10**6, SEED, families=(family,), questions_each=9):
         if turns := [turn for turn in sample.turns if turn.kind in kinds]:
-            yield sample.images, 0, turns
+            yield sample.images, turns
 
 
-def _write_clip(path: Path, frames: Frames, seconds_each: int) -> None:
+def _write_clip(path: Path, frames: Frames) -> None:
     with av.open(path, "w") as container:
-        stream: Any = container.add_stream("libx264", rate=Fraction(1, seconds_each))
+        stream: Any = container.add_stream("libx264", rate=FRAMES_A_SECOND)
         stream.width, stream.height = frames[0].size
         stream.pix_fmt = "yuv420p"
         for frame in frames:

@@ -38,9 +38,9 @@ settings.register_profile("ernie-local", deadline=None, derandomize=True)
 settings.load_profile("ernie-local")
 
 Layout = Literal["native", "saved", "hub"]
-IMAGE_TOKEN, IMAGE_START, IMAGE_END = 5, 6, 7
+IMAGE_TOKENS = 6, 5, 7  # start, placeholder, end
 VIDEO_TOKENS = 9, 8, 10  # start, placeholder, end
-FIRST_TEXT_TOKEN = 11  # above all media tokens
+FIRST_TEXT_TOKEN = 11  # above all these
 
 TINY_TEXT: dict[str, Any] = {
     "vocab_size": 96,
@@ -82,6 +82,12 @@ class Oracle:
         raw = json.loads(self.model.config.to_json_string())
         object.__setattr__(self, "config", parse_config(raw, "config.json"))
 
+    @property
+    def _image_ids(self) -> tuple[int, int, int]:
+        """Start, placeholder, end."""
+        media = self.config.media
+        return media.image_start, media.image, media.image_end
+
     def image(self, rows: int, columns: int, seed: int = 0) -> Patches:
         """Random patches of an image of rows x columns patches."""
         generator = torch.Generator().manual_seed(1000 * self.seed + seed)
@@ -101,12 +107,14 @@ class Oracle:
     ) -> tuple[list[int], list[Patches]]:
         """Ids and images; an int in `parts` stands for so many random text tokens."""
         draw = random.Random(1000 * self.seed + seed)
-        ids: list[int] = []
+        image, ids = self._image_ids, list[int]()
+        # Published ids of images are at the end of the vocabulary, the others before all text.
+        last = image[1] if image[1] > FIRST_TEXT_TOKEN else self.config.text.vocab_size
         for part in parts:
             if isinstance(part, int):
-                ids += [draw.randrange(FIRST_TEXT_TOKEN, self.config.text.vocab_size) for _ in range(part)]
+                ids += [draw.randrange(FIRST_TEXT_TOKEN, last) for _ in range(part)]
             else:
-                start, one, end = VIDEO_TOKENS if part.grid[0] > 1 else (IMAGE_START, IMAGE_TOKEN, IMAGE_END)
+                start, one, end = VIDEO_TOKENS if part.grid[0] > 1 else image
                 placeholders = [one] * part.num_tokens
                 ids += [start, *placeholders, end] if tags else placeholders
         return ids, [part for part in parts if isinstance(part, Patches)]
@@ -116,10 +124,10 @@ class Oracle:
     ) -> OracleOutput:
         """Teacher-forced. positions: (3, tokens) in place of those that transformers works out itself."""
         tensor = torch.tensor([list(ids)])
-        is_vision = torch.isin(tensor, torch.tensor([IMAGE_TOKEN, IMAGE_START, IMAGE_END, *VIDEO_TOKENS]))
+        is_vision = torch.isin(tensor, torch.tensor([*self._image_ids, *VIDEO_TOKENS]))
         inputs: dict[str, Any] = {"moe_mm_token_type_ids": is_vision.long()}
         if images:
-            kinds = (tensor == IMAGE_TOKEN).long() + 2 * (tensor == VIDEO_TOKENS[1]).long()
+            kinds = (tensor == self.config.media.image).long() + 2 * (tensor == VIDEO_TOKENS[1]).long()
             inputs["mm_token_type_ids"] = kinds
         for suffix, name in (("", "image"), ("_videos", "video")):
             some = [image for image in images if (image.grid[0] > 1) == (name == "video")]
@@ -145,10 +153,16 @@ class Oracle:
                 hook.remove()
         return OracleOutput(logits, choices)
 
-    def save(self, directory: Path, layout: Layout = "hub", max_shard_size: str = "1GB") -> Path:
+    def save(
+        self,
+        directory: Path,
+        layout: Layout = "hub",
+        max_shard_size: str = "1GB",
+        config: dict[str, Any] | None = None,
+    ) -> Path:
         """Write config, image settings and weights. "native" and "saved" are what save_pretrained writes, in
-        transformers' tensor names and in the original ones; "hub" is what Baidu publishes: flat config and
-        `vision_model.` without prefix."""
+        transformers' tensor names and in the original ones; "hub" is what Baidu publishes: flat config, here
+        that of `hub_config` by default, and `vision_model.` without prefix."""
         directory.mkdir(parents=True, exist_ok=True)
         if layout == "native":
             self.model.save_pretrained(directory, save_original_format=False, max_shard_size=max_shard_size)
@@ -156,7 +170,8 @@ class Oracle:
             self.model.save_pretrained(directory, max_shard_size=max_shard_size)
         if layout == "hub":
             _rename_vision(directory)
-            (directory / "config.json").write_text(json.dumps(hub_config(self.config)))
+            raw = hub_config(self.config) if config is None else config
+            (directory / "config.json").write_text(json.dumps(raw))
         limits = {"min_pixels": 56 * 56, "max_pixels": 28 * 28 * 6177}
         (directory / "preprocessor_config.json").write_text(json.dumps(limits))
         return directory
@@ -256,18 +271,23 @@ def hub_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def build_oracle(
-    seed: int = 0, text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None, tied: bool = True
+    seed: int = 0,
+    text: dict[str, Any] | None = None,
+    vision: dict[str, Any] | None = None,
+    tied: bool = True,
+    media: tuple[int, int, int] = IMAGE_TOKENS,
 ) -> Oracle:
     """`text` and `vision` override TINY_TEXT and TINY_VISION. Weights are larger than at the start of
-    training, no norm is 1 and no bias 0, so that every parameter shows in the logits."""
+    training, no norm is 1 and no bias 0, so that every parameter shows in the logits. media: ids of the
+    start of an image, its placeholder and its end."""
     from transformers import Ernie4_5_VLMoeConfig, Ernie4_5_VLMoeForConditionalGeneration
 
     config: Any = Ernie4_5_VLMoeConfig(
         text_config={**TINY_TEXT, **(text or {})},
         vision_config={**TINY_VISION, **(vision or {})},
-        image_token_id=IMAGE_TOKEN,
-        image_start_token_id=IMAGE_START,
-        image_end_token_id=IMAGE_END,
+        image_start_token_id=media[0],
+        image_token_id=media[1],
+        image_end_token_id=media[2],
         video_token_id=8,
         video_start_token_id=9,
         video_end_token_id=10,
@@ -440,6 +460,25 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubDouble]:
         monkeypatch.setattr(constants, "ENDPOINT", double.endpoint)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", files)
         yield double
+
+
+def pytest_configure() -> None:
+    """One thread for torch and the kernels in a process beside others.
+
+    As many processes compute as there are cores, and threads that wait for each other there take up to twice
+    the time. Tests of kernels have more.
+    """
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def two_threads() -> Iterator[None]:
+    """For torch and the kernels, as where a program has two cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_collection_finish() -> None:

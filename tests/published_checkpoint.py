@@ -1,4 +1,4 @@
-"""Writes a checkpoint with the files, names, types and shards of ERNIE-4.5-VL-28B-A3B-Thinking.
+"""Writes a checkpoint with the files, names, types and shards of ERNIE-4.5-VL-28B-A3B-Thinking, or 424B.
 
 Names and shapes are written out here once more, so that they check those of the package. With the published
 sizes the weights are a hole in a sparse file; with small ones they are random.
@@ -10,12 +10,13 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from tests.published_files import PREPROCESSOR, PT_28B, Raw
+from tests.published_files import PADDLE_424B, PREPROCESSOR, PT_28B, Raw
 
 NUM_SHARDS = 29
 NUM_PIECES = 100_295
@@ -30,6 +31,18 @@ SMALL_28B: Raw = PT_28B | {
     "pixel_hidden_size": 32,
     "rope_scaling": {"type": "default", "mrope_section": [3, 3, 2]},
     "vision_config": PT_28B["vision_config"] | {"embed_dim": 32, "hidden_size": 32, "num_heads": 2},
+}
+# The same of 424B-A47B: layers without experts first, no shared experts, a head of its own, no ids.
+SMALL_424B: Raw = PADDLE_424B | {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "moe_intermediate_size": [32, 16],
+    "freq_allocation": 2,
+    "pixel_hidden_size": 32,
+    "vision_config": SMALL_28B["vision_config"] | {"depth": 2},
 }
 TOKENIZER: Raw = {"tokenizer_class": "Ernie4_5_VLTokenizer", "additional_special_tokens": None}
 GENERATION: Raw = {"do_sample": True, "top_p": 0.8, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -54,6 +67,9 @@ def published_tensors(raw: Raw) -> Iterator[Tensor]:
     key_width = head_dim * raw["num_key_value_heads"]
     num_text, num_vision = raw["moe_num_experts"]
     text_size, vision_size = raw["moe_intermediate_size"]
+    start = raw["moe_layer_start_index"]
+    first_with_experts = start if isinstance(start, int) else min(start)
+    num_shared = raw.get("moe_num_shared_experts", 0)
 
     def bf16(name: str, *shape: int) -> Tensor:
         return Tensor(name, "BF16", shape)
@@ -72,7 +88,7 @@ def published_tensors(raw: Raw) -> Iterator[Tensor]:
         yield bf16(f"{prefix}.self_attn.v_proj.weight", key_width, hidden)
         yield bf16(f"{prefix}.self_attn.o_proj.weight", hidden, hidden)
         yield bf16(f"{prefix}.post_attention_layernorm.weight", hidden)
-        if layer == 0:
+        if layer < first_with_experts:
             yield from mlp(f"{prefix}.mlp", raw["intermediate_size"])
             continue
         yield Tensor(f"{prefix}.mlp.gate.weight", "F32", (hidden, num_text))
@@ -81,7 +97,8 @@ def published_tensors(raw: Raw) -> Iterator[Tensor]:
         for expert in range(num_text + num_vision):
             size = text_size if expert < num_text else vision_size
             yield from mlp(f"{prefix}.mlp.experts.{expert}", size)
-        yield from mlp(f"{prefix}.mlp.shared_experts", raw["moe_num_shared_experts"] * text_size)
+        if num_shared:
+            yield from mlp(f"{prefix}.mlp.shared_experts", num_shared * text_size)
     yield bf16("model.norm.weight", hidden)
     yield from _vision_tensors(raw["vision_config"], hidden)
     yield bf16("lm_head.weight", vocab, hidden)
@@ -120,7 +137,7 @@ def _vision_tensors(vision: Raw, hidden: int) -> Iterator[Tensor]:
 def write_checkpoint(directory: Path, raw: Raw, *, is_sparse: bool) -> Path:
     """All files of a checkpoint with this config.json. is_sparse: each number is a zero that takes no disk.
 
-    The last shard has the second copy of the embedding alone.
+    The last shard has the head alone, which may be the second copy of the embedding.
     """
     directory.mkdir(parents=True)
     *tensors, head = published_tensors(raw)
@@ -129,12 +146,12 @@ def write_checkpoint(directory: Path, raw: Raw, *, is_sparse: bool) -> Path:
     for index, tensor in enumerate(tensors):
         shards[index * len(shards) // len(tensors)].append(tensor)
     shards.append([head])
-    random = np.random.default_rng(28)
+    random = None if is_sparse else np.random.default_rng(28)
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, start=1):
         name = f"model-{number:05}-of-{NUM_SHARDS:05}.safetensors"
         weight_map |= {tensor.name: name for tensor in shard}
-        _write_shard(directory / name, shard, None if is_sparse else random)
+        _write_shard(directory / name, shard, random, is_tied=raw["tie_word_embeddings"])
     files: dict[str, Raw] = {
         "model.safetensors.index.json": {"metadata": {"total_size": total}, "weight_map": weight_map},
         "config.json": raw,
@@ -148,7 +165,9 @@ def write_checkpoint(directory: Path, raw: Raw, *, is_sparse: bool) -> Path:
     return directory
 
 
-def _write_shard(path: Path, shard: list[Tensor], random: np.random.Generator | None) -> None:
+def _write_shard(
+    path: Path, shard: list[Tensor], random: np.random.Generator | None, *, is_tied: bool
+) -> None:
     """random: draws the numbers; None leaves a hole instead of them."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -161,13 +180,13 @@ def _write_shard(path: Path, shard: list[Tensor], random: np.random.Generator | 
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         if random is not None:
-            file.writelines(_values(tensor, random) for tensor in shard)
+            file.writelines(_values(tensor, random, is_tied=is_tied) for tensor in shard)
     os.truncate(path, 8 + len(text) + offset)
 
 
-def _values(tensor: Tensor, random: np.random.Generator) -> bytes:
-    """Norms near 1, matrices that keep the size of what goes through; the head is the embedding."""
-    if tensor.name in ("lm_head.weight", "model.embed_tokens.weight"):
+def _values(tensor: Tensor, random: np.random.Generator, *, is_tied: bool) -> bytes:
+    """Norms near 1, matrices that keep the size of what goes through; a tied head is the embedding."""
+    if is_tied and tensor.name in ("lm_head.weight", "model.embed_tokens.weight"):
         random = np.random.default_rng(0)
     values = random.standard_normal(tensor.shape, dtype=np.float32)
     if len(tensor.shape) == 1:
@@ -179,6 +198,7 @@ def _values(tensor: Tensor, random: np.random.Generator) -> bytes:
     return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
 
 
+@cache
 def tokenizer_model() -> bytes:
     """A SentencePiece model of 100,295 pieces with the special ones at their published ids."""
     special = {

@@ -232,6 +232,18 @@ TEXT_21B: Raw = {
     "use_cache": True,
     "vocab_size": 103424,
 }
+TEXT_300B: Raw = TEXT_21B | {
+    "hidden_size": 8192,
+    "intermediate_size": 28672,
+    "moe_intermediate_size": 3584,
+    "moe_k": 8,
+    "moe_layer_start_index": 3,
+    "moe_num_shared_experts": 0,
+    "num_attention_heads": 64,
+    "num_hidden_layers": 54,
+    "num_key_value_heads": 8,
+    "tie_word_embeddings": False,
+}
 TEXT_03B: Raw = {
     "architectures": ["Ernie4_5_ForCausalLM"],
     "bos_token_id": 1,

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
 
 from ernie_local.checkpoint.parts import ModelPart
 from ernie_local.config import MODALITIES
 from ernie_quant.audit import AuditResult
 from ernie_quant.expert import ExpertReport, RoutedExpert
+from ernie_quant.report import page
 from ernie_quant.report.contents import ReportContents, measure_coverage
+from ernie_quant.report.plots import ReportPlot
 
 AUDITED = AuditResult(92, 166, 3 << 20, "What is the total?", "12 EUR", "12 EUR")
 KEYS: list[RoutedExpert] = [
@@ -35,3 +42,16 @@ def contents() -> ReportContents:
         experts=reports,
         coverage=measure_coverage(reports, columns=15, experts_per_token=2),
     )
+
+
+@contextmanager
+def plots_left_out() -> Iterator[None]:
+    """Inside, pages of reports have titles and captions of plots and nothing drawn: 16 take many seconds."""
+
+    def leave_out(_values: Any, title: str, caption: str, _unit: str, **_options: Any) -> ReportPlot:
+        return ReportPlot(title, caption, b"", b"")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "heat_maps", leave_out)
+        patch.setattr(page, "layer_bars", leave_out)
+        yield

@@ -44,20 +44,20 @@ class EncodedSample:
 
 @dataclass(frozen=True, slots=True)
 class SampleEncoder:
-    """Turns samples into ids, with what the model's own files say."""
+    """Turns samples into ids, with what the model's own files say. media: None where it reads only text."""
 
     tokenizer: ErnieTokenizer
     processor: ImageProcessorConfig
-    media: MediaTokens
+    media: MediaTokens | None  # None: of a model that reads only text
     template: ChatTemplate
 
     @classmethod
     def of_model(cls, directory: Path) -> SampleEncoder:
         """From the files of the model in `directory`."""
         files = ModelFiles(directory, read_config(directory))
-        return cls(
-            files.tokenizer, files.image_processor, files.config.media, ChatTemplate(files.template_variant)
-        )
+        # Samples have no thoughts: where those are opened by a template of the files, PT's serves.
+        variant = "text" if files.template_name == "file" else files.template_name
+        return cls(files.tokenizer, files.image_processor, files.config.media_ids, ChatTemplate(variant))
 
     def encode(self, sample: Sample) -> EncodedSample:
         """Every turn in one sequence, each answer opened as the model's answer without thoughts is.

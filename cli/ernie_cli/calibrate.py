@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ernie_cli.calibration_samples import SampleOptions, check_samples, draw_sequences
 from ernie_cli.console import Console
-from ernie_cli.options import CommonOptions, path_argument, source_argument
+from ernie_cli.options import CommonOptions, lora_option, path_argument, source_argument
 from ernie_cli.settings import efficiency_cores
 from ernie_cli.signals import telling_what_is_kept
 
@@ -20,6 +20,9 @@ class CalibrateOptions(SampleOptions, CommonOptions):
 
     source: str = source_argument()
     out: Path = path_argument(metavar="FILE", help="A new file, such as statistics.json.")
+    lora: tuple[str, ...] = lora_option(
+        help="Add a LoRA adapter to the weights before they are measured, times SCALE; may be repeated."
+    )
 
 
 @dataclass
@@ -52,7 +55,11 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     same.
     """
     from ernie_cli.progress import UnitProgress, downloaded
+    from ernie_local.adapters.source import AdapterSource
     from ernie_local.checkpoint.hub import resolve_model
+    from ernie_local.checkpoint.index import compression_notes
+    from ernie_local.checkpoint.reader import open_checkpoint
+    from ernie_local.config import read_config
     from ernie_local.loading.options import use_threads
     from ernie_quant.hub_source import hub_identity
     from ernie_quant.place import check_new_file
@@ -64,11 +71,16 @@ def calibrate(options: CalibrateOptions, result: CalibrateResult) -> None:
     directory = resolve_model(downloaded(options.source, console))
     with console.telling_warnings():
         use_threads(None, efficiency_cores=efficiency_cores(None))
+    config = read_config(directory)
+    with open_checkpoint(directory, config) as checkpoint:
+        for note in compression_notes(config, checkpoint.accounts):
+            console.note(note)
     with telling_what_is_kept(lambda: f"nothing is kept: {options.out} is written when all is measured"):
         sequences = draw_sequences(directory, options, console)
         with UnitProgress(console) as progress:
             identity = hub_identity(options.source, directory)
-            measured = measurements_in(options.out, directory, sequences, progress.show, identity)
+            lora = [AdapterSource.parse(one) for one in options.lora]
+            measured = measurements_in(options.out, directory, sequences, progress.show, identity, lora)
     result.out = str(options.out)
     result.tokens = {str(bank): count for bank, count in measured.tokens.items()}
     result.positions = measured.positions
@@ -91,12 +103,14 @@ def _calibration_lines(result: CalibrateResult, probe_format: str) -> Iterator[s
     """A line for each layer: what rounding it costs at the answers, and how many experts saw no token."""
     tokens = result.tokens or {}
     counts = [f"{count:,} {bank} tokens" for bank, count in tokens.items()]
-    yield f"{' and '.join(counts)}, {result.positions:,} answer positions"
+    # Tokens are those of banks of experts, which a dense model does not have.
+    yield ", ".join(filter(None, (" and ".join(counts), f"{result.positions:,} answer positions")))
     yield f"{'layer':>5}  {f'experts {probe_format}':>12}  {'others w4':>12}  experts without a token"
     for one in result.layers:
         experts, unvisited = "dense", ""
         if one.expert_divergence is not None:
             experts = f"{one.expert_divergence:.6f}"
-            unvisited = f"  text {one.unvisited_text_experts}, vision {one.unvisited_vision_experts}"
+            missed = {"text": one.unvisited_text_experts, "vision": one.unvisited_vision_experts}
+            unvisited = "  " + ", ".join(f"{bank} {missed[bank]}" for bank in tokens)
         yield f"{one.layer:>5}  {experts:>12}  {one.dense_divergence:>12.6f}{unvisited}"
     yield f" head  {'':>12}  {result.head_divergence:>12.6f}"

@@ -20,6 +20,7 @@ from ernie_cli.options import (
     KVDTypeName,
     file_option,
     kv_dtype_option,
+    lora_option,
     model_argument,
     option,
     seed_option,
@@ -30,6 +31,7 @@ from ernie_local.sizes import format_bytes
 
 if TYPE_CHECKING:
     from ernie_cli.eval_result import EvalResult
+    from ernie_local.config import ModelConfig
     from ernie_quant.evaluation.run import Candidate
     from ernie_quant.evaluation.run import Result as Evaluated
     from ernie_quant.evaluation.summary import Estimate, Summary, Task
@@ -58,11 +60,11 @@ class EvalOptions(ComputeOptions, CommonOptions):
         help="Held-out samples, which calibration never uses.",
     )
     seed: int = seed_option()
-    family: Literal[FamilyName, "all"] = option(
-        default="images",
+    family: Literal[FamilyName, "all"] | None = option(
         help="Kind of samples: small images (the only kind that nano reads), pages of documents, charts, "
         "texts, or all four in turn; fields: places, JSON and what is not there; clips: short videos; "
-        "closeups: print too small to read, asked without the zoom tool and with it.",
+        "closeups: print too small to read, asked without the zoom tool and with it. Default: images, or "
+        "texts for models that read only text.",
     )
     questions_each: int = option(
         default=1,
@@ -77,6 +79,10 @@ class EvalOptions(ComputeOptions, CommonOptions):
     kv_dtype: KVDTypeName = kv_dtype_option(
         help="Number type of the KV cache of each CHECKPOINT; that of REFERENCE stays auto. To see what a "
         "smaller cache loses, name one model twice.",
+    )
+    lora: tuple[str, ...] = lora_option(
+        help="A LoRA adapter for each CHECKPOINT, times SCALE; REFERENCE has none. Repeatable. To see what "
+        "one changes, name one model twice."
     )
     reference_cache: Path | None = file_option(
         help="Keep the reference's results in FILE, and reuse them if it exists."
@@ -99,6 +105,7 @@ def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
     console = Console(quiet=options.as_json)
     with console.working("starting"):
         from ernie_local.loading.options import use_threads
+        from ernie_local.model_files import ModelFiles
         from ernie_quant.evaluation.run import Evaluation, EvaluationJob, check_comparable, find_candidate
 
     with console.telling_warnings():
@@ -111,11 +118,12 @@ def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
         check_comparable(reference, other)
     dtype: str = options.dtype
     if dtype == defaults.AUTO:
-        dtype = defaults.compute_dtype(reference.num_bytes, on_gpu=options.device != "cpu")
-    same = ("samples", "seed", "questions_each", "answers", "device", "kv_dtype", "gpu_kernels")
+        files = ModelFiles(reference.directory, reference.config)
+        dtype = defaults.compute_dtype(files.plain_weight_bytes, on_gpu=options.device != "cpu")
+    same = ("samples", "seed", "questions_each", "answers", "device", "kv_dtype", "gpu_kernels", "lora")
     job = EvaluationJob(
         reference=reference,
-        families=_ALL_FAMILIES if options.family == "all" else (options.family,),
+        families=_families(options, reference.config, console),
         dtype=dtype,
         cache=options.reference_cache,
         **{name: getattr(options, name) for name in same},
@@ -131,6 +139,13 @@ def compare_checkpoints(options: EvalOptions, result: EvalResult) -> None:
             evaluated.append(evaluation.evaluate(other))
             result.update(job, evaluated)
     console.show(_eval_lines(reference, evaluated))
+
+
+def _families(options: EvalOptions, config: ModelConfig, console: Console) -> tuple[FamilyName, ...]:
+    from ernie_cli.calibration_samples import families_for
+
+    family = options.family or ("images" if config.reads_images else "texts")
+    return tuple(families_for(family, config, {"all": _ALL_FAMILIES}, console))
 
 
 def _what_is_kept(options: EvalOptions) -> str:

@@ -73,7 +73,7 @@ def inspect(options: InspectOptions, result: InspectResult) -> None:
     """Show a model's parts: weights, bits per weight, bytes and formats. Reads headers only."""
     from ernie_local.checkpoint.files import read_stored_tensors
     from ernie_local.checkpoint.hub import outlined_model
-    from ernie_local.checkpoint.index import account
+    from ernie_local.checkpoint.index import account, compression_notes
     from ernie_local.checkpoint.parts import model_parts, routed_experts, stored_tensors, sum_of_parts
     from ernie_local.config import read_config
 
@@ -85,7 +85,10 @@ def inspect(options: InspectOptions, result: InspectResult) -> None:
     ):
         config = read_config(directory)
         accounts = account(directory, read_stored_tensors(directory), config)
-        result.notes = list(_notes(directory, config, accounts.tied_head))
+        result.notes = [
+            *compression_notes(config, accounts),
+            *_notes(directory, config, accounts.tied_head),
+        ]
     parts = model_parts(stored_tensors(accounts, config), config)
     whole, routed = sum_of_parts("all", parts), routed_experts(parts)
 
@@ -121,7 +124,7 @@ def _notes(directory: Path, config: ModelConfig, tied_head: StoredTensor | None)
         yield f"{tied_head.name} is the embedding once more: {size} of the files, and none of the memory"
     # The weights can be shown whatever is wrong with the other files.
     try:
-        note = read_processor_config(directory, config.vision).note
+        note = read_processor_config(directory, config.tower).note
     except ModelUnusable as error:
         note = error.what
     if note is not None:

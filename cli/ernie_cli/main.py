@@ -18,7 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 import ernie_local
-from ernie_cli import cache, calibrate, doctor, inspect, models, quantize, serve, verify
+from ernie_cli import cache, calibrate, doctor, export, inspect, models, quantize, serve, verify
 from ernie_cli import eval as eval_command
 from ernie_cli.bench import command as bench
 from ernie_cli.chat import command as chat
@@ -70,6 +70,7 @@ COMMANDS: Mapping[str, Command] = {
     "eval": Command(
         eval_command.compare_checkpoints, eval_command.EvalOptions, "ernie_cli.eval_result:EvalResult"
     ),
+    "export": Command(export.export_checkpoint, export.ExportOptions, "ernie_cli.export:ExportResult"),
     "bench": Command(bench.bench, bench.BenchOptions, "ernie_cli.bench.result:BenchResult"),
     "inspect": Command(
         inspect.inspect, inspect.InspectOptions, "ernie_cli.inspect:InspectResult", needs_torch=False

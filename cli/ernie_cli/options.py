@@ -112,10 +112,11 @@ template_option = partial(
     option,
     "--template",
     metavar="NAME",
-    help="The chat template: pt, thinking, or file for the one among the model's files. Choices may "
+    help="The chat template: pt, thinking, text, or file for the one among the model's files. Choices may "
     "follow, as in thinking,tools=after: tools=before|after, results=own-line|same-line, "
     "labels=spaced|plain, thinks=on|off|free. Default: as the model's files say.",
 )
+lora_option = partial(option, "--lora", default=(), metavar="DIR[:SCALE]", autocompletion=complete_path)
 parallel_option = partial(option, metavar="N|auto")
 ram_option = partial(
     size_option,
@@ -206,6 +207,9 @@ class MemoryOptions(ComputeOptions):
     cuda_graphs: Literal["auto", "on", "off"] = option(
         default="auto",
         help="Record the GPU work of a token, all but the experts, and replay it; auto is off.",
+    )
+    lora: tuple[str, ...] = lora_option(
+        help="A LoRA adapter for the model, times SCALE, added while it runs; it stays in memory. Repeatable."
     )
     small_below: float | None = share_option(
         help="For experts that are not in memory and whose router weight is below X, use the small pages of "

@@ -24,7 +24,7 @@ class UnitProgress:
         self._last_line = self._began = time.monotonic()
         self._done_before: float | None = None
         self._shown: tuple[str, float, float, float | None] = ("starting", 0.0, 0.0, None)
-        self._download = self._rate = ""
+        self._download = self._rate = self._others = ""
         self._rate_began, self._bytes_before = self._began, 0
 
     def show(self, unit: str, work_done: float, work_of_all: float) -> None:
@@ -52,9 +52,16 @@ class UnitProgress:
         )
         self._tell()
 
+    def show_others(self, told: str) -> None:
+        """What other processes do at the same work."""
+        others = f" ({printable_line(told)})" if told else ""
+        if others != self._others:
+            self._others = others
+            self._tell()
+
     def _tell(self) -> None:
         unit, done, of_all, left = self._shown
-        unit += self._download
+        unit += self._others + self._download
         self._console.status.show(unit, done, of_all, left)
         now = time.monotonic()
         if not self._console.status.is_shown and now - self._last_line > _SECONDS_BETWEEN_LINES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -10,6 +10,7 @@ from ernie_cli.calibration_samples import SampleOptions
 from ernie_cli.options import (
     CommonOptions,
     file_option,
+    lora_option,
     option,
     path_argument,
     size_option,
@@ -17,14 +18,14 @@ from ernie_cli.options import (
     threads_option,
 )
 from ernie_local.errors import UsageError
-from ernie_local.packing.formats import formats_for, largest_first
+from ernie_local.packing.formats import formats_by_bits, formats_for, largest_first
 from ernie_local.sizes import parse_bytes
 
 if TYPE_CHECKING:
     ExpertBits = str
     DenseFormat = str
 else:  # typer shows what the table of formats offers
-    ExpertBits = Literal[(*(str(one.bits) for one in largest_first(formats_for("experts"))), "mixed")]
+    ExpertBits = Literal[(*formats_by_bits(), "mixed")]
     DenseFormat = Literal[(*(one.name for one in largest_first(formats_for("dense"))), "auto")]
 
 
@@ -38,9 +39,10 @@ class QuantizeOptions(SampleOptions, CommonOptions):
     source: str = source_argument()
     out: Path = path_argument(metavar="OUT", help="A new directory.")
     bits: ExpertBits | None = option(
-        help="Bits of the experts. 8: w8 (8.13 bits per weight); 4: w4 (4.25); 3: w3 (3.19); 2: w2 (2.25); "
-        "with quanto qint4 or qint2; mixed: 2.5 on average, more for the experts and matrices that need "
-        f"them. Default: {DEFAULT_BITS}, or what --fit chooses.",
+        help="Bits of the experts, or of all matrices where a model has none. 8: w8 (8.13 bits per weight); "
+        "4: w4 (4.25); 3: w3 (3.19); 2: w2 (2.25); with quanto qint4 or qint2; w2t: 2.13, and "
+        "less lost than in w2, by a slower search; mixed: 2.5 on average, more "
+        f"for the experts and matrices that need them. Default: {DEFAULT_BITS}, or what --fit chooses.",
     )
     dual: bool = option(
         "--dual",
@@ -60,6 +62,9 @@ class QuantizeOptions(SampleOptions, CommonOptions):
         "bits that fill it where every text expert fits there, else the most bits of which a quarter of the "
         "text experts do."
     )
+    lora: tuple[str, ...] = lora_option(
+        help="Add a LoRA adapter to the weights before they are quantized, times SCALE; may be repeated."
+    )
     statistics: Path | None = file_option(help="Measurements of `ernie-local calibrate`, for mixed bits.")
     keep_source: bool = option(
         "--keep-source",
@@ -69,8 +74,16 @@ class QuantizeOptions(SampleOptions, CommonOptions):
     )
     method: Literal["gptq", "clip", "rtn", "nf4", "quanto", "quanto-hqq"] = option(
         default="gptq",
-        help="gptq calibrates each expert; the others look at weights alone. nf4 needs bitsandbytes, quanto "
-        "and quanto-hqq need optimum-quanto; matrices that these do not cover are quantized by clip.",
+        help="gptq calibrates each expert, and attention, shared experts and dense layers in w4; the others "
+        "look at weights alone. nf4 needs bitsandbytes, quanto and quanto-hqq need optimum-quanto; matrices "
+        "that these do not cover are quantized by clip.",
+    )
+    by_answers: bool = option(
+        "--by-answers",
+        default=False,
+        help="Weight calibration tokens and outputs of experts by what the answers would show of an error "
+        "there. Takes a pass forward and back through the exact model; not with hf: sources that are fetched "
+        "meanwhile.",
     )
     group_size: int | None = option(
         metavar="N",
@@ -102,6 +115,34 @@ class QuantizeOptions(SampleOptions, CommonOptions):
         return self.statistics or self.out.with_name(f"{self.out.name}.statistics.json")
 
 
+def without_experts(options: QuantizeOptions) -> QuantizeOptions:
+    """The options for a model that has no experts: all of its matrices in one format, `--dense` or `--bits`.
+
+    Nothing is calibrated, as only experts are. UsageError for options that are about experts.
+    """
+    offered = [one.name for one in largest_first(formats_for("dense"))]
+    wanted = options.dense if options.bits is None else f"w{options.bits.removeprefix('w')}"
+    about_experts = (
+        ("--dual", options.dual),
+        ("--by-answers", options.by_answers),
+        ("--target-size", options.target_size is not None),
+        ("--statistics", options.statistics is not None),
+        (f"--calib {options.calib}", options.calib is not None),
+        (f"--method {options.method}", options.method not in ("gptq", "clip", "rtn")),
+        (f"--bits {options.bits}", wanted is not None and wanted not in offered),
+        (f"--bits {options.bits} and --dense {options.dense}", options.dense not in (None, wanted)),
+    )
+    for given, is_given in about_experts:
+        if is_given:
+            raise UsageError(
+                f"{given} with a model without experts",
+                f"all of its matrices are read for every token, and have one format: {' or '.join(offered)}",
+                "--bits 4, or --bits 8",
+            )
+    method = "clip" if options.method == "gptq" else options.method
+    return replace(options, bits=None, dense=wanted or offered[0], method=method)
+
+
 def check_quantize_options(options: QuantizeOptions) -> None:
     """UsageError for options that contradict each other; costs nothing."""
     if options.target_size is not None and options.fit is not None:
@@ -121,6 +162,12 @@ def check_quantize_options(options: QuantizeOptions) -> None:
             f"mixed bits with --method {options.method}",
             "what bits are worth is measured on calibration samples, which only gptq uses",
             "use --method gptq, or --bits 4 or 2",
+        )
+    if options.by_answers and options.method != "gptq":
+        raise UsageError(
+            f"--by-answers with --method {options.method}",
+            "answers are those of calibration samples, which only gptq uses",
+            "use --method gptq, or remove --by-answers",
         )
     if options.dual and options.is_mixed:
         raise UsageError(

@@ -66,7 +66,7 @@ def _fitted(
     if options.fit is None:
         return options, None
     config = read_config(directory)
-    processor = read_processor_config(directory, config.vision)
+    processor = read_processor_config(directory, config.tower)
     fit = fit_gpu(config, processor, parse_bytes(options.fit, "fit"), options.dense)
     for line in fit.lines:
         console.note(line)

@@ -1,12 +1,12 @@
 // Every instruction set against the scalar kernels, on random tiles and pages, without Python: so that sanitizers and
 // an emulator can run it. Exits with 1 and says what differed.
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <random>
 #include <string>
 #include <utility>
 #include <vector>
@@ -14,12 +14,14 @@
 #include "../block_attention.hpp"
 #include "../decode_ops.hpp"
 #include "../expert_page.hpp"
+#include "../low_rank.hpp"
 #include "../packed_experts.hpp"
 #include "../packed_attention.hpp"
 #include "../packed_linear.hpp"
 #include "../packed_rows.hpp"
 #include "../quantize_ops.hpp"
 #include "../runtime.hpp"
+#include "random_numbers.hpp"
 #if defined(__x86_64__) && defined(__linux__)
 #include "vnni_emulator.hpp"
 #endif
@@ -28,59 +30,12 @@ using namespace ernie_local;
 
 namespace {
 
-std::mt19937 generator(7);
 int failures = 0;
 
 void expect(bool condition, const std::string& what) {
     if (condition) return;
     std::printf("FAILED: %s\n", what.c_str());
     ++failures;
-}
-
-uint16_t half_of(float value) {  // of a positive normal number
-    int exponent;
-    const float fraction = std::frexp(value, &exponent);
-    return static_cast<uint16_t>((exponent + 14) << 10 | (static_cast<int>(fraction * 2048) & 1023));
-}
-
-// Random bytes are valid codes, scales and zeros; only the fp16 numbers must be sensible.
-std::vector<uint8_t> random_matrix(const FormatInfo& format, int rows, int columns) {
-    std::vector<uint8_t> packed(format.matrix_bytes(rows, columns));
-    for (auto& byte : packed) byte = static_cast<uint8_t>(generator());
-    const size_t tile_bytes = format.tile_bytes(columns);
-    std::uniform_real_distribution<float> scale(0.001f, 0.01f);
-    for (size_t tile = 0; tile < packed.size(); tile += tile_bytes) {
-        const int halves = format.symmetric() ? kTileRows * format.num_groups(columns) : kTileRows;
-        for (int i = 0; i < halves; ++i) {
-            const uint16_t half = half_of(scale(generator));
-            std::memcpy(&packed[tile + 2 * i], &half, 2);
-        }
-    }
-    return packed;
-}
-
-std::vector<float> random_floats(size_t count) {
-    std::normal_distribution<float> normal;
-    std::vector<float> out(count);
-    for (auto& value : out) value = normal(generator);
-    return out;
-}
-
-std::vector<uint8_t> random_page(const FormatInfo& gate_up, const FormatInfo& down, int hidden_size, int inner_size) {
-    std::vector<uint8_t> page(64, 0);
-    std::memcpy(page.data(), "ERNX", 4);
-    page[4] = 2;
-    page[6] = static_cast<uint8_t>(gate_up.id);
-    page[7] = static_cast<uint8_t>(down.id);
-    const uint32_t sizes[] = {static_cast<uint32_t>(hidden_size), static_cast<uint32_t>(inner_size)};
-    std::memcpy(&page[8], sizes, 8);
-    for (int half = 0; half < 2; ++half) {
-        const auto matrix = random_matrix(gate_up, inner_size, hidden_size);
-        page.insert(page.end(), matrix.begin(), matrix.end());
-    }
-    const auto matrix = random_matrix(down, hidden_size, inner_size);
-    page.insert(page.end(), matrix.begin(), matrix.end());
-    return page;
 }
 
 float relative_error(const std::vector<float>& actual, const std::vector<float>& expected) {
@@ -232,6 +187,32 @@ void test_rows() {
     }
 }
 
+void test_low_rank() {
+    const int columns = 70, rows = 60;
+    for (const int num_tokens : {1, 3, 40}) {
+        const auto tokens = random_floats(static_cast<size_t>(num_tokens) * columns);
+        const auto before = random_floats(static_cast<size_t>(num_tokens) * rows);
+        const std::vector<std::array<int, 3>> shapes = {{16, 0, 21}, {3, 25, 35}};  // rank, first row, rows
+        std::vector<std::vector<uint16_t>> numbers;
+        for (const auto& [rank, first, count] : shapes) {
+            numbers.push_back(random_bfloats(static_cast<size_t>(rank) * columns));
+            numbers.push_back(random_bfloats(static_cast<size_t>((count + 15) / 16) * rank * kTileRows));
+        }
+        std::vector<LowRankPart> parts;
+        for (size_t i = 0; i < shapes.size(); ++i)
+            parts.push_back({numbers[2 * i].data(), numbers[2 * i + 1].data(), shapes[i][0], shapes[i][1], shapes[i][2]});
+        for (const int num_threads : {1, 3}) {
+            runtime().pool.resize(num_threads);
+            compare_all("thin products of " + std::to_string(num_tokens) + " tokens", [&] {
+                auto out = before;
+                add_low_rank({tokens.data(), num_tokens, columns, parts.data(), 2, out.data(), rows});
+                for (int row = 21; row < 25; ++row) expect(out[row] == before[row], "rows between parts are left alone");
+                return out;
+            });
+        }
+    }
+}
+
 void test_experts() {
     const int hidden_size = 80, inner_size = 48, top_k = 2;
     for (const int num_tokens : {1, 5, 40}) {
@@ -259,6 +240,20 @@ void test_experts() {
                 return out;
             }, num_tokens > 16 ? 1e-2f : 1e-4f);
         }
+        const RandomAdapter adapter(kNumFormats, hidden_size, inner_size, 5, 2), shared(1, hidden_size, inner_size, 1, 0);
+        call.adapter = &adapter.tables;
+        call.shared_adapter = &shared.tables;
+        const auto plain = out;
+        compare_all("adapted experts of " + std::to_string(num_tokens) + " tokens", [&] {
+            expect(packed_experts(call).kind == ExpertsResult::kDone, "an adapter is taken");
+            return out;
+        }, num_tokens > 16 ? 1e-2f : 1e-4f);
+        expect(relative_error(out, plain) > 0.01f, "an adapter changes the sum");
+        ExpertAdapter other = adapter.tables;
+        other.inner_size += 16;
+        call.adapter = &other;
+        expect(packed_experts(call).kind == ExpertsResult::kBrokenPage, "an adapter of another size is refused");
+        call.adapter = call.shared_adapter = nullptr;
         const std::vector<int64_t> absent(kNumFormats, kAbsentSlot);
         call.places = absent.data();
         call.shared_page = nullptr;
@@ -463,10 +458,14 @@ void test_packed_attention() {
     const auto norm = random_floats(hidden_size), cosines = random_floats(head_dim / 2), sines = random_floats(head_dim / 2);
     const size_t numbers = static_cast<size_t>(kv_heads) * capacity * head_dim;
     const auto keys = random_numbers(CacheFormat::kBFloat16, numbers), values = random_numbers(CacheFormat::kBFloat16, numbers);
+    const auto qkv_in = random_bfloats(3 * hidden_size), qkv_out = random_bfloats((qkv_rows / kTileRows) * 3 * kTileRows);
+    const auto o_in = random_bfloats(2 * query_size), o_out = random_bfloats((hidden_size / kTileRows) * 2 * kTileRows);
+    const LowRankPart qkv_part{qkv_in.data(), qkv_out.data(), 3, 0, qkv_rows}, o_part{o_in.data(), o_out.data(), 2, 0, hidden_size};
+    bool adapted = false;
     const auto compute = [&](std::vector<float>& out) {
         auto own_keys = keys, own_values = values;
-        PackedAttentionCall call{hidden.data(), hidden_size, norm.data(), 1e-5f, qkv.data(), &qkv_format,
-                                 o.data(), &o_format, {}, out.data()};
+        PackedAttentionCall call{hidden.data(), hidden_size, norm.data(), 1e-5f, qkv.data(), &qkv_format, o.data(),
+                                 &o_format, &qkv_part, adapted, &o_part, adapted, {}, out.data()};
         call.attention.cosines = cosines.data();
         call.attention.sines = sines.data();
         call.attention.format = CacheFormat::kBFloat16;
@@ -479,11 +478,14 @@ void test_packed_attention() {
         call.attention.length = length;
         return packed_attention(call);
     };
-    compare_all("packed attention", [&] {
-        std::vector<float> out(hidden_size);
-        expect(compute(out), "finite numbers are taken");
-        return out;
-    });
+    for (const bool with_adapter : {false, true}) {
+        adapted = with_adapter;
+        compare_all("packed attention", [&] {
+            std::vector<float> out(hidden_size);
+            expect(compute(out), "finite numbers are taken");
+            return out;
+        });
+    }
     hidden[3] = std::numeric_limits<float>::infinity();
     std::vector<float> out(hidden_size);
     expect(!compute(out), "an infinity is refused");
@@ -493,7 +495,7 @@ void test_packed_attention() {
 void test_quantizing() {
     const size_t rows = 21, columns = 208;
     for (const FormatInfo& format : kFormats) {
-        if (format.symmetric()) continue;
+        if (!format.has_zeros()) continue;
         const auto highest = [](int bits) { return static_cast<float>((1 << bits) - 1); };
         const int metadata_bits = format.group_metadata / 4;
         const CodeRange range{format.group, highest(format.bits), highest(metadata_bits), highest(metadata_bits),
@@ -536,6 +538,39 @@ void test_quantizing() {
     }
 }
 
+void test_trellises() {  // short rings and long ones, and stretches that are searched anew
+    const size_t rows = 21;
+    const auto square = [](size_t count, int width, bool is_upper) {
+        std::vector<float> numbers(count * width * width);
+        for (size_t i = 0; i < numbers.size(); ++i) {
+            const int apart = static_cast<int>(i % width) - static_cast<int>(i / width % width);
+            numbers[i] = is_upper && apart < 0 ? 0.0f : 1.0f / static_cast<float>(1 + 3 * std::abs(apart));
+        }
+        return numbers;
+    };
+    for (const int length : {1, 12, 40, 200}) {
+        const int stretch = std::min(length, kLongestStretch), size = 4 * stretch, columns = length + 9;
+        const auto left = random_floats(columns * rows), pull = random_floats(size * rows), steps = random_floats(size * rows),
+                   factor = square(1, columns, true), own = square(1, size, false), factors = square(4, stretch, true);
+        const std::vector<int64_t> group_ids(columns, 0);
+        compare_all("trellises of " + std::to_string(length), [&] {
+            std::vector<uint8_t> states(4 * rows), codes((columns + size) * rows), scales(columns * rows, 7);
+            std::vector<float> errors(kQuantizeBlock * rows), change(size * rows), out;
+            for (int start = 4; start < length + 4; start += kQuantizeBlock)
+                walk_trellis({rows, static_cast<size_t>(columns), 4, start, std::min(start + kQuantizeBlock, length + 4),
+                              length + 4, left.data(), factor.data(), group_ids.data(), steps.data(), states.data(),
+                              codes.data(), errors.data()});
+            for (const bool is_ring : {false, true})
+                decide_block({rows, size, stretch, is_ring, own.data(), own.data(), factors.data(), pull.data(),
+                              steps.data(), states.data(), codes.data(), change.data()});
+            out.assign(codes.begin(), codes.end());
+            refit_scales({rows, size, 32, own.data(), pull.data(), pull.data(), steps.data(), scales.data(), change.data()});
+            out.insert(out.end(), change.begin(), change.end());
+            return out;
+        });
+    }
+}
+
 }  // namespace
 
 int main() {
@@ -549,9 +584,11 @@ int main() {
     test_ends_of_w8();
     test_largest_sums();
     test_rows();
+    test_low_rank();
     test_experts();
     test_cut_pages();
     test_quantizing();
+    test_trellises();
     std::string names;
     for (const KernelTable* table : tested_sets()) names += std::string(" ") + table->name;
 #if defined(__x86_64__) && defined(__linux__)

@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 out="$(mktemp -d)"
 trap 'rm -rf "$out"' EXIT
 
-common=(block_attention cpu_features decode_ops expert_page kernels_scalar packed_attention packed_experts packed_linear packed_rows quantize_ops
+common=(block_attention cpu_features decode_ops expert_page kernels_scalar low_rank packed_attention packed_experts packed_linear packed_rows quantize_ops
         runtime thread_pool tokens)
 
 # build COMPILER DEFINITIONS FLAGS... ; kernel files are given as NAME:FLAGS

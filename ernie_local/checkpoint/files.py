@@ -37,26 +37,28 @@ _AGAIN = "download the model again; a download that was stopped can go on with t
 _BOTH_AGAIN = "download this file and the index again, both from the same revision"
 
 
-def read_stored_tensors(directory: Path) -> list[StoredTensor]:
+def read_stored_tensors(directory: Path, stem: str = "model") -> list[StoredTensor]:
     """All tensors of the model in `directory`; ModelUnusable if files are missing or contradict each other.
 
     A model.safetensors wins over an index beside it, as in transformers: an older index is often left behind.
+    stem: how the files of something else than a model begin.
     """
+    single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
     try:
-        if (directory / SINGLE_FILE).exists():
-            return list(read_safetensors_header(directory / SINGLE_FILE).values())
-        if (directory / INDEX_FILE).exists():
-            return _read_shards(directory)
+        if (directory / single).exists():
+            return list(read_safetensors_header(directory / single).values())
+        if (directory / index).exists():
+            return _read_shards(directory, index)
         present = sorted(path.name for path in directory.iterdir())
     except OSError as error:
         raise ModelUnusable(
             f"{directory} cannot be read", error.strerror or str(error), "check the path and its permissions"
         ) from error
-    raise _nothing_found(directory, present)
+    raise _nothing_found(directory, present, single, index)
 
 
-def _read_shards(directory: Path) -> list[StoredTensor]:
-    index_path = directory / INDEX_FILE
+def _read_shards(directory: Path, index: str) -> list[StoredTensor]:
+    index_path = directory / index
     weight_map = _read_weight_map(index_path)
     shards: dict[str, dict[str, StoredTensor]] = {}
     for file_name in sorted(set(weight_map.values())):
@@ -64,12 +66,12 @@ def _read_shards(directory: Path) -> list[StoredTensor]:
         if not path.exists():
             count = sum(1 for name in weight_map.values() if name == file_name)
             raise ModelUnusable(
-                f"{path} is missing, with {count} of the {len(weight_map)} tensors in {INDEX_FILE}",
+                f"{path} is missing, with {count} of the {len(weight_map)} tensors in {index}",
                 f"the model lies in {len(set(weight_map.values()))} files, and all of them are needed",
                 _AGAIN,
             )
         shards[file_name] = read_safetensors_header(path)
-    _check_agreement(directory, weight_map, shards)
+    _check_agreement(index_path, weight_map, shards)
     return [tensor for shard in shards.values() for tensor in shard.values()]
 
 
@@ -94,13 +96,14 @@ def _read_weight_map(index_path: Path) -> dict[str, str]:
 
 
 def _check_agreement(
-    directory: Path, weight_map: dict[str, str], shards: dict[str, dict[str, StoredTensor]]
+    index_path: Path, weight_map: dict[str, str], shards: dict[str, dict[str, StoredTensor]]
 ) -> None:
+    directory, index = index_path.parent, index_path.name
     for name, file_name in weight_map.items():
         if name not in shards[file_name]:
             raise ModelUnusable(
                 f"{directory / file_name} has no tensor {show(name)} among its {len(shards[file_name])}",
-                f"{INDEX_FILE} says that it lies there",
+                f"{index} says that it lies there",
                 _BOTH_AGAIN,
             )
     for file_name, shard in shards.items():
@@ -110,12 +113,12 @@ def _check_agreement(
                 raise ModelUnusable(
                     f"{directory / file_name} holds the tensor {show(name)}, "
                     + (f"which also lies in {listed}" if listed else f"one of {len(shard)} there"),
-                    f"{INDEX_FILE} lists it in {listed}" if listed else f"{INDEX_FILE} does not list it",
+                    f"{index} lists it in {listed}" if listed else f"{index} does not list it",
                     _BOTH_AGAIN,
                 )
 
 
-def _nothing_found(directory: Path, present: list[str]) -> ModelUnusable:
+def _nothing_found(directory: Path, present: list[str], single: str, index: str) -> ModelUnusable:
     why = f"it has {len(present)} entries, none of them weights"
     hint = "name the directory that holds the safetensors files, or download the model"
     for suffix, words in _OTHER_FORMATS.items():
@@ -127,8 +130,8 @@ def _nothing_found(directory: Path, present: list[str]) -> ModelUnusable:
             break
     if found := [name for name in present if name.endswith(".safetensors")]:
         why = f"it has {len(found)} other safetensors files, the first is {show(found[0])}"
-        hint = f"download {INDEX_FILE} too if these are shards, or rename the one file to {SINGLE_FILE}"
-    return ModelUnusable(f"{directory} has neither {SINGLE_FILE} nor {INDEX_FILE}", why, hint)
+        hint = f"download {index} too if these are shards, or rename the one file to {single}"
+    return ModelUnusable(f"{directory} has neither {single} nor {index}", why, hint)
 
 
 @dataclass(frozen=True, slots=True)

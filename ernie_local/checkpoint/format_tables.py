@@ -24,7 +24,7 @@ class FormatChoice:
 def format_tables(config: ModelConfig, choice: FormatChoice) -> QuantizationConfig:
     """Tables of all weights that `choice` covers. UsageError for an unknown format or an unsuitable width."""
     _check(choice, config)
-    text, vision = config.text, config.vision
+    text = config.text
     matrices: dict[str, str] = {}
     gated_mlps: dict[str, str] = {}
     for layer_id, has_experts in enumerate(text.moe_layers):
@@ -40,8 +40,8 @@ def format_tables(config: ModelConfig, choice: FormatChoice) -> QuantizationConf
         matrices["embed_tokens"] = choice.embedding
     if choice.dense is not None and not (text.tie_word_embeddings and choice.dense == choice.embedding):
         matrices["lm_head"] = choice.dense
-    if choice.vision is not None:
-        for block in range(vision.depth):
+    if choice.vision is not None and config.reads_images:
+        for block in range(config.vision.depth):
             for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
                 matrices[f"vision.blocks.{block}.{name}"] = choice.vision
     experts, small_experts = (
@@ -61,18 +61,19 @@ def _check(choice: FormatChoice, config: ModelConfig) -> None:
     for format_name in (choice.dense, choice.embedding, choice.vision):
         if format_name is not None:
             find_format(format_name)
-    text, vision, dense = config.text, config.vision, bool(choice.dense)
+    text, vision, dense = config.text, config.tower, bool(choice.dense)
     banks = [
         (bool(choice.experts), f"moe_intermediate_size of {one.name}", one.expert_size) for one in text.banks
     ]
+    widths_of_tower = () if vision is None else (vision.hidden_size, vision.intermediate_size)
+    tower = zip(("hidden_size", "intermediate_size"), widths_of_tower, strict=False)
     for is_packed, name, width in (
         (choice.experts or dense or choice.embedding, "hidden_size", text.hidden_size),
         *banks,
         (dense and not all(text.moe_layers), "intermediate_size", text.intermediate_size),
         (dense, "inner size of the shared experts", text.shared_expert_size),
         (dense, "heads times head_dim", text.num_attention_heads * text.head_dim),
-        (choice.vision, "hidden_size of the vision tower", vision.hidden_size),
-        (choice.vision, "intermediate_size of the vision tower", vision.intermediate_size),
+        *((choice.vision, f"{name} of the vision tower", width) for name, width in tower),
     ):
         if is_packed and width % COLUMN_STEP:
             raise UsageError(

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -24,6 +23,7 @@ from ernie_local.checkpoint.published import refusal_of
 from ernie_local.config import read_config
 from ernie_local.errors import DoesNotFit, ModelUnusable
 from ernie_local.file_names import MODEL_FILES
+from ernie_local.files import free_disk_bytes
 from ernie_local.progress import OnProgress
 from ernie_local.sizes import format_bytes
 from ernie_local.strict_json import show
@@ -203,12 +203,12 @@ class _Arrival:
 
 
 def _check_room(model: RemoteModel, missing: Sequence[RemoteFile], cache: HubCache) -> None:
-    if _missing_bytes(model, missing, cache) > _free_bytes(cache):
+    if _missing_bytes(model, missing, cache) > free_disk_bytes(cache.folder):
         raise _no_room(model, missing, cache)
 
 
 def _no_room(model: RemoteModel, missing: Sequence[RemoteFile], cache: HubCache) -> DoesNotFit:
-    needed, free = _missing_bytes(model, missing, cache), _free_bytes(cache)
+    needed, free = _missing_bytes(model, missing, cache), free_disk_bytes(cache.folder)
     return DoesNotFit(
         f"hf:{model.repo} needs {format_bytes(needed)} more on the disk of {cache.folder.parent}, "
         f"{format_bytes(free)} are free",
@@ -220,10 +220,6 @@ def _no_room(model: RemoteModel, missing: Sequence[RemoteFile], cache: HubCache)
 
 def _missing_bytes(model: RemoteModel, files: Sequence[RemoteFile], cache: HubCache) -> int:
     return sum(file.num_bytes - cache.present_bytes(model.commit, file) for file in files)
-
-
-def _free_bytes(cache: HubCache) -> int:
-    return shutil.disk_usage(next(one for one in (cache.folder, *cache.folder.parents) if one.exists())).free
 
 
 def _fetch_all(model: RemoteModel, files: Sequence[RemoteFile], cache: HubCache, arrival: _Arrival) -> None:

@@ -7,18 +7,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ernie_local.checkpoint.compressed import CompressedSource, check_ignored, split_compressed
 from ernie_local.checkpoint.header import ITEM_BYTES, StoredTensor
 from ernie_local.checkpoint.names import (
     Part,
     WeightLayout,
+    is_left_out,
     is_paddle_name,
-    is_training_counter,
     layout_of,
     map_name,
     name_in_file,
 )
 from ernie_local.checkpoint.packed import PackedTensors
-from ernie_local.checkpoint.shapes import ExpectedShapes, TensorShape
+from ernie_local.checkpoint.shapes import ExpectedShapes, TensorShape, shape_text
 from ernie_local.config import ModelConfig
 from ernie_local.config.relatives import paddle_format
 from ernie_local.errors import ModelUnusable
@@ -39,16 +40,51 @@ class TensorSource:
     num_bytes: int
     transposed: bool
 
+    @property
+    def stored_parts(self) -> tuple[StoredTensor, ...]:
+        """The tensor that it lies in."""
+        return (self.stored,)
+
+    @property
+    def dtype(self) -> str:
+        """The type of its values."""
+        return self.stored.dtype
+
+    @property
+    def format_name(self) -> str:
+        """For tables."""
+        return self.stored.dtype.lower()
+
+
+# Where a tensor that is not packed comes from.
+WeightSource = TensorSource | CompressedSource
+
 
 @dataclass(frozen=True, slots=True)
 class Accounts:
     """Where the tensors of a model lie in its files."""
 
-    sources: dict[str, TensorSource]  # of each tensor that is not packed, by our name
+    sources: dict[str, WeightSource]  # of each tensor that is not packed, by our name
     ignored: tuple[str, ...]  # tensors in the files that the model does not use
     tied_head: StoredTensor | None  # a second copy of the embedding, to be compared when that is read
     layout: WeightLayout  # whose names the files use
     packed: dict[str, StoredTensor]  # uint8 tensors, by their name in the file, which is also ours
+    unused_scales: int = 0  # tensors with scales of activations or of a KV cache
+
+    @property
+    def num_compressed(self) -> int:
+        """Matrices that another tool has quantized."""
+        return sum(isinstance(source, CompressedSource) for source in self.sources.values())
+
+
+def compression_notes(config: ModelConfig, accounts: Accounts) -> list[str]:
+    """A line for each thing to know of weights that another tool has quantized; none for other models."""
+    if config.compression is None:
+        return []
+    lines = config.compression.notes(accounts.num_compressed)
+    if accounts.unused_scales:
+        lines.append(f"{accounts.unused_scales} scales of activations or of a KV cache are not used")
+    return lines
 
 
 def account(directory: Path, stored: Iterable[StoredTensor], config: ModelConfig) -> Accounts:
@@ -58,12 +94,13 @@ def account(directory: Path, stored: Iterable[StoredTensor], config: ModelConfig
     expected = ExpectedShapes(config)
     packed_tensors = PackedTensors(config)
     packed: dict[str, StoredTensor] = {}
-    sources: dict[str, TensorSource] = {}
+    stored, compressed, unused = split_compressed(stored, config, expected)
+    sources: dict[str, WeightSource] = dict(compressed)
     ignored: list[str] = []
     heads: list[StoredTensor] = []
-    layouts: set[WeightLayout | None] = set()
+    layouts = {layout_of(source.stored.name) for source in compressed.values()}
     for tensor in stored:
-        if is_training_counter(tensor.name):
+        if is_left_out(tensor.name):
             ignored.append(tensor.name)
             continue
         if tensor.name in packed_tensors.shapes:
@@ -93,7 +130,10 @@ def account(directory: Path, stored: Iterable[StoredTensor], config: ModelConfig
         # A writer that stores shared tensors once may have kept either name.
         sources[_EMBEDDING] = _source(heads.pop(), Part(_EMBEDDING), expected)
     layout: WeightLayout = "native" if "native" in layouts else "hub"
-    accounts = Accounts(sources, tuple(ignored), heads[0] if heads else None, layout, packed)
+    head = heads[0] if heads else None
+    accounts = Accounts(sources, tuple(ignored), head, layout, packed, len(unused))
+    plain = {name: one.stored for name, one in sources.items() if name not in compressed}
+    check_ignored(plain, len(compressed), config)
     _check_complete(directory, accounts, config, expected, packed_tensors)
     return accounts
 
@@ -101,21 +141,22 @@ def account(directory: Path, stored: Iterable[StoredTensor], config: ModelConfig
 def _check_not_paddle(stored: Iterable[StoredTensor], config: ModelConfig) -> None:
     for tensor in stored:
         if is_paddle_name(tensor.name):
-            raise paddle_format(f"{tensor} is named as in a -Paddle repository", config.text.hidden_size)
+            problem = f"{tensor} is named as in a -Paddle repository"
+            raise paddle_format(problem, config.text.hidden_size, reads_images=config.reads_images)
 
 
 def _check_tensor(tensor: StoredTensor, parts: tuple[Part, ...], expected: ExpectedShapes) -> None:
     shapes = [expected.shape(part.name) for part in parts]
     if not shapes or shapes[0] is None:
         raise ModelUnusable(
-            f"{tensor} of shape {_shape_text(tensor.shape)} is one too many",
+            f"{tensor} of shape {shape_text(tensor.shape)} is one too many",
             f"by config.json the model has {expected.describe()}, and no such tensor",
             _COMPARE,
         )
-    wanted = _stored_shape(parts, shapes[0])
+    wanted = stored_shape(parts, shapes[0])
     if tensor.shape != wanted:
         raise ModelUnusable(
-            f"{tensor} has the shape {_shape_text(tensor.shape)}, expected {_shape_text(wanted)}",
+            f"{tensor} has the shape {shape_text(tensor.shape)}, expected {shape_text(wanted)}",
             "the expected shape follows from the sizes in config.json",
             _COMPARE,
         )
@@ -127,7 +168,7 @@ def _check_tensor(tensor: StoredTensor, parts: tuple[Part, ...], expected: Expec
         )
 
 
-def _stored_shape(parts: tuple[Part, ...], ours: TensorShape) -> TensorShape:
+def stored_shape(parts: tuple[Part, ...], ours: TensorShape) -> TensorShape:
     """The shape in the file of a tensor with exactly these parts, each of the shape `ours`."""
     part = parts[0]
     shape = ours[::-1] if part.transposed else ours
@@ -150,8 +191,8 @@ def _source(tensor: StoredTensor, part: Part, expected: ExpectedShapes) -> Tenso
 def _check_packed(tensor: StoredTensor, wanted: TensorShape) -> None:
     if tensor.shape != wanted or tensor.dtype != "U8":
         raise ModelUnusable(
-            f"{tensor} is {tensor.dtype} of shape {_shape_text(tensor.shape)}, "
-            f"expected U8 of shape {_shape_text(wanted)}",
+            f"{tensor} is {tensor.dtype} of shape {shape_text(tensor.shape)}, "
+            f"expected U8 of shape {shape_text(wanted)}",
             "the expected shape follows from the sizes and formats in config.json",
             _COMPARE,
         )
@@ -175,7 +216,7 @@ def _check_complete(
             in_file = name_in_file(name, accounts.layout, config.text.banks)
             counted = f"{len(accounts.sources)} of {expected.count()} tensors"
         raise ModelUnusable(
-            f"{directory}: tensor {show(in_file)} of shape {_shape_text(expected.shape(name) or ())} is "
+            f"{directory}: tensor {show(in_file)} of shape {shape_text(expected.shape(name) or ())} is "
             f"missing; {counted} were found",
             f"by config.json the model has it (here as {name})",
             hint,
@@ -183,7 +224,7 @@ def _check_complete(
     for name, shape in packed_tensors.shapes.items():
         if name not in accounts.packed:
             raise ModelUnusable(
-                f"{directory}: packed tensor {show(name)} of shape {_shape_text(shape)} is missing; "
+                f"{directory}: packed tensor {show(name)} of shape {shape_text(shape)} is missing; "
                 f"{len(accounts.packed)} of {len(packed_tensors.shapes)} packed tensors were found",
                 "quantization_config in config.json names it",
                 hint,
@@ -205,7 +246,3 @@ def _double(tensor: StoredTensor, other: StoredTensor) -> ModelUnusable:
         "both stand for the same weights of the model, and only one can be right",
         _COMPARE,
     )
-
-
-def _shape_text(shape: TensorShape) -> str:
-    return "(" + ", ".join(show(size) for size in shape) + ")"

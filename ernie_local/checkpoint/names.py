@@ -69,9 +69,15 @@ _RENAMED: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 _HUB_GATE = re.compile(rf"{_MLP}gate\.weight(?:_(?P<index>[1-9][0-9]?))?")
 _HUB_BIAS = re.compile(rf"{_MLP}moe_statics\.e_score_correction_bias")
 _HUB_EXPERT = re.compile(rf"{_MLP}experts\.(?P<expert>{NUMBER})\.{_LINEAR}\.weight")
+# Of a model that reads only text, also as transformers holds it in memory.
+_TEXT_BIAS = re.compile(rf"{_MLP}(?:gate\.)?moe_statics\.e_score_correction_bias")
+_FUSED_EXPERTS = re.compile(rf"{_MLP}experts\.(?P<projection>gate_up_proj|down_proj)")
 _NATIVE_BIAS = re.compile(rf"{_MLP}{_BANK}_moe\.gate\.moe_statics\.e_score_correction_bias")
 _NATIVE_EXPERTS = re.compile(rf"{_MLP}{_BANK}_moe\.experts\.(?P<projection>gate_up_proj|down_proj)")
-_IGNORED = re.compile(rf"{_MLP}moe_statics\.expert_usage")
+# A counter of the training, and what predicts the tokens after the next one.
+_LEFT_OUT = re.compile(
+    rf"{_MLP}moe_statics\.expert_usage|model\.mtp_(?:block|emb_norm|hidden_norm|linear_proj)\.{NUMBER}\..+"
+)
 _NATIVE_ONLY = re.compile(r"language_model\.|vision_tower\.|_moe\.|_linear\.(?:fc1|fc2|ln)\.")
 _HUB_ONLY = re.compile(r"vision_model\.|\.mlp\.(?:gate\.|moe_statics\.|experts\.)|_linear\.[0-9]\.")
 
@@ -114,9 +120,13 @@ def map_name(name: str, banks: Sequence[ExpertBank]) -> tuple[Part, ...]:
         index = int(match["index"] or 0)
         if index >= len(banks):
             return ()
-        # The hub keeps the routers, and only them, as (hidden, experts).
-        return (Part(f"layers.{match['layer']}.moe.{banks[index].name}_router.weight", transposed=True),)
-    if match := _HUB_BIAS.fullmatch(name):
+        # Vision-language models of the hub keep the routers, and only them, as (hidden, experts).
+        is_transposed = not _is_text_only(banks)
+        ours = f"layers.{match['layer']}.moe.{banks[index].name}_router.weight"
+        return (Part(ours, transposed=is_transposed),)
+    if _is_text_only(banks) and (match := _FUSED_EXPERTS.fullmatch(name)):
+        return _fused_parts(match["layer"], banks[0], match["projection"])
+    if match := (_TEXT_BIAS if _is_text_only(banks) else _HUB_BIAS).fullmatch(name):
         return tuple(
             Part(f"layers.{match['layer']}.moe.{bank.name}_router.bias", row=row)
             for row, bank in enumerate(banks)
@@ -130,9 +140,10 @@ def map_name(name: str, banks: Sequence[ExpertBank]) -> tuple[Part, ...]:
     return ()
 
 
-def is_training_counter(name: str) -> bool:
-    """Whether a file's tensor is a counter of the training, which the model does not use."""
-    return _IGNORED.fullmatch(name) is not None
+def is_left_out(name: str) -> bool:
+    """Whether a file's tensor is one that no model here uses: a counter of the training, or of a layer that
+    predicts the tokens after the next one (MTP)."""
+    return _LEFT_OUT.fullmatch(name) is not None
 
 
 def is_paddle_name(name: str) -> bool:
@@ -161,6 +172,10 @@ def name_in_file(ours: str, layout: WeightLayout, banks: Sequence[ExpertBank]) -
         if match := re.match(pattern, ours):
             return match.expand(hub if layout == "hub" else native) + ours[match.end() :]
     raise AssertionError(ours)  # the last row matches everything
+
+
+def _is_text_only(banks: Sequence[ExpertBank]) -> bool:
+    return bool(banks) and not any("vision" in bank.serves for bank in banks)
 
 
 def _hub_expert(layer: str, index: int, projection: str, banks: Sequence[ExpertBank]) -> tuple[Part, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ernie_local.checkpoint.compressed import CompressedSource
 from ernie_local.checkpoint.header import ITEM_BYTES
 from ernie_local.checkpoint.packed import PackedTensors, expert_pages
 from ernie_local.checkpoint.shapes import ExpectedShapes, TensorShape
@@ -68,7 +69,8 @@ class ModelPart:
 class ModelTensor:
     """One tensor of a file, with our shape.
 
-    format_name: its type, or the low-bit format if packed. pages: how many it holds; 0 for a matrix.
+    format_name: its type, or the low-bit format if packed or compressed: quantized by another tool, and
+    dequantized as it is read. pages: how many it holds; 0 for a matrix.
     """
 
     name: str
@@ -78,6 +80,7 @@ class ModelTensor:
     format_name: str
     is_packed: bool = False
     pages: int = 0
+    is_compressed: bool = False
     part: str = field(init=False)  # kept, as it is asked for often and the published model has 11,132 tensors
 
     def __post_init__(self) -> None:
@@ -92,8 +95,10 @@ class ModelTensor:
 def stored_tensors(accounts: Accounts, config: ModelConfig) -> Iterator[ModelTensor]:
     """Every tensor of a checkpoint."""
     for name, source in accounts.sources.items():
-        weights, dtype = math.prod(source.shape), source.stored.dtype.lower()
-        yield ModelTensor(name, source.shape, weights, source.num_bytes, dtype)
+        weights, is_compressed = math.prod(source.shape), isinstance(source, CompressedSource)
+        yield ModelTensor(
+            name, source.shape, weights, source.num_bytes, source.format_name, is_compressed=is_compressed
+        )
     packed = PackedTensors(config)
     for name in accounts.packed:
         yield _packed_tensor(name, packed)
@@ -111,6 +116,11 @@ def expected_tensors(config: ModelConfig) -> Iterator[ModelTensor]:
         yield ModelTensor(name, shape, weights, weights * ITEM_BYTES[dtype.upper()], dtype)
     for name in packed.shapes:
         yield _packed_tensor(name, packed)
+
+
+def plain_bytes(config: ModelConfig) -> int:
+    """Bytes of all weights of the model of `config` in bfloat16; 0 if any are packed."""
+    return 0 if config.quantization else sum(tensor.num_bytes for tensor in expected_tensors(config))
 
 
 def model_parts(tensors: Iterable[ModelTensor], config: ModelConfig) -> list[ModelPart]:

@@ -1,4 +1,4 @@
-"""Knows the ERNIE-4.5-VL repositories that are published on the Hugging Face hub, without asking it."""
+"""Knows the repositories of ERNIE 4.5 that are published on the Hugging Face hub, without asking it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _LEAST_LIKENESS = 0.7
 class PublishedModel:
     """A repository. variant: PT answers, Thinking thinks first, Base was not trained to answer.
 
-    refusal: why this program does not run it, None where it does. Sizes of 28B follow from its config.json
-    and whether a second copy of the embedding is stored; those of 424B are rounded.
+    refusal: why this program does not run it, None where it does. Sizes follow from config.json and whether
+    a second copy of the embedding is stored.
     """
 
     name: str

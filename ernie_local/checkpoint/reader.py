@@ -15,6 +15,8 @@ from typing import Self
 
 import torch
 
+from ernie_local.checkpoint.compressed import CompressedSource
+from ernie_local.checkpoint.dequantize import Block, check_dequantizer, dequantized_blocks
 from ernie_local.checkpoint.files import read_stored_tensors
 from ernie_local.checkpoint.header import StoredTensor
 from ernie_local.checkpoint.index import Accounts, TensorSource, account
@@ -33,9 +35,13 @@ _CHUNK_BYTES = 256 << 10
 def open_checkpoint(directory: Path, config: ModelConfig) -> Checkpoint:
     """The checkpoint in `directory`, whose headers agree with `config`. No values are read yet.
 
-    ModelUnusable for a tensor that is missing, damaged, there twice or not of the model.
+    ModelUnusable for a tensor that is missing, damaged, there twice or not of the model. DoesNotFit where a
+    library is not installed that dequantizes weights of another tool.
     """
-    return Checkpoint(account(directory, read_stored_tensors(directory), config))
+    accounts = account(directory, read_stored_tensors(directory), config)
+    if accounts.num_compressed:
+        check_dequantizer(directory, accounts.num_compressed)
+    return Checkpoint(accounts)
 
 
 class Checkpoint:
@@ -72,35 +78,47 @@ class Checkpoint:
         return self.accounts.sources[name].shape
 
     def dtype(self, name: str) -> torch.dtype:
-        """Type as stored: float32, float16 or bfloat16."""
-        return DTYPES[self.accounts.sources[name].stored.dtype]
+        """Type as stored, or as dequantized: float32, float16 or bfloat16."""
+        return DTYPES[self.accounts.sources[name].dtype]
+
+    def is_compressed(self, name: str) -> bool:
+        """Whether our tensor `name` is stored as another tool quantized it: no bytes of it can be used."""
+        return isinstance(self.accounts.sources[name], CompressedSource)
 
     def place(self, name: str) -> tuple[Path, int, int]:
-        """File, first byte and number of bytes of our tensor `name`, which must not be transposed there."""
-        source = self.accounts.sources[name]
+        """File, first byte and number of bytes of our tensor `name`, which must be there as it is."""
+        source = self._plain(name)
         assert not source.transposed, name
         return source.stored.path, source.offset, source.num_bytes
 
     def check_values(self, name: str, stored: torch.Tensor) -> None:
         """Raise ModelUnusable if `stored`, the bytes of our tensor `name`, hold NaN or infinity."""
-        source = self.accounts.sources[name]
+        source = self._plain(name)
         check_usable(source.stored, 0, stored.view(DTYPES[source.stored.dtype]))
 
     def read(self, name: str, out: torch.Tensor) -> None:
         """Fill `out`, a floating-point CPU tensor of `shape(name)`, converting to its dtype.
 
-        Takes at most 1 MiB of memory. ModelUnusable if the file is cut short or holds NaN or infinity.
+        Takes at most 1 MiB of memory, or some 16 MiB to dequantize. ModelUnusable if the file is cut short or
+        holds NaN or infinity.
         """
         source = self.accounts.sources[name]
         assert out.device.type == "cpu", (name, out.device)
         assert out.is_floating_point(), (name, out.dtype)
         assert tuple(out.shape) == source.shape, (name, tuple(out.shape), source.shape)
         target = out.detach()
+        if isinstance(source, CompressedSource):
+            self._dequantize(source, 0, target)
+            return
         self._read_elements(name, 0, target.t() if source.transposed else target)
 
     def check(self, name: str) -> None:
         """Read our tensor `name` as `read` does, for its errors alone."""
         source = self.accounts.sources[name]
+        if isinstance(source, CompressedSource):
+            for _ in self._blocks(source, 0, source.shape[0]):
+                pass
+            return
         piece = torch.empty(_CHUNK_BYTES // 4, dtype=DTYPES[source.stored.dtype])
         count = math.prod(source.shape)
         for first in range(0, count, len(piece)):
@@ -109,10 +127,13 @@ class Checkpoint:
     def read_rows(self, name: str, first_row: int, out: torch.Tensor) -> None:
         """As `read`, but rows from `first_row` on, as many as `out` has, which must be contiguous."""
         source = self.accounts.sources[name]
-        assert not source.transposed, name
         assert out.is_contiguous(), name
         assert tuple(out.shape[1:]) == source.shape[1:], (name, tuple(out.shape), source.shape)
         assert first_row + out.shape[0] <= source.shape[0], (name, first_row, tuple(out.shape))
+        if isinstance(source, CompressedSource):
+            self._dequantize(source, first_row, out)
+            return
+        assert not source.transposed, name
         self._read_elements(name, first_row * math.prod(source.shape[1:]), out)
 
     def read_packed(self, name: str, out: torch.Tensor, row: int | None = None) -> None:
@@ -142,12 +163,26 @@ class Checkpoint:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _plain(self, name: str) -> TensorSource:
+        source = self.accounts.sources[name]
+        assert isinstance(source, TensorSource), name
+        return source
+
+    def _dequantize(self, source: CompressedSource, first_row: int, out: torch.Tensor) -> None:
+        for rows, columns, values in self._blocks(source, first_row, len(out)):
+            out[rows.start - first_row : rows.stop - first_row, columns].copy_(values)
+
+    def _blocks(self, source: CompressedSource, first_row: int, num_rows: int) -> Iterator[Block]:
+        for rows, columns, values in dequantized_blocks(source, first_row, num_rows, self._read_bytes):
+            check_usable(source.stored, rows.start * source.shape[1] + columns.start, values)
+            yield rows, columns, values
+
     def _read_elements(self, name: str, first: int, target: torch.Tensor) -> None:
         """Fill `target` with elements from `first` on, in the file's order.
 
         A tied head that the files hold too must be equal to the embedding.
         """
-        source = self.accounts.sources[name]
+        source = self._plain(name)
         head = self.accounts.tied_head if name == "embed_tokens.weight" else None
         for piece, piece_start in _pieces(target):
             start = first + piece_start

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from ernie_local.checkpoint.names import PROJECTIONS
 from ernie_local.config import ModelConfig, TextConfig, VisionConfig
+from ernie_local.strict_json import show
 
 TensorShape = tuple[int, ...]
 
@@ -18,11 +19,11 @@ class ExpectedShapes:
     """Every tensor of the model that `config` describes. Linear weights are (out, in)."""
 
     def __init__(self, config: ModelConfig) -> None:
-        self._text, self._vision = config.text, config.vision
+        self._text, self._num_blocks = config.text, 0 if config.tower is None else config.tower.depth
         self._single = _single_shapes(config)
         by_kind = [_layer_shapes(config.text, has_experts=has_experts) for has_experts in (False, True)]
         self._layers = [by_kind[has_experts] for has_experts in config.text.moe_layers]
-        self._block = _block_shapes(config.vision)
+        self._block = {} if config.tower is None else _block_shapes(config.tower)
 
     def names(self, *, with_experts: bool = True) -> Iterator[str]:
         """All names, in the order in which a model uses them; with or without those of routed experts."""
@@ -33,23 +34,21 @@ class ExpectedShapes:
                 for expert in range(bank.num_experts):
                     yield from (f"experts.{layer}.{bank.name}.{expert}.{name}" for name in PROJECTIONS)
         yield from (name for name in self._single if name != "embed_tokens.weight")
-        for block in range(self._vision.depth):
+        for block in range(self._num_blocks):
             yield from (f"vision.blocks.{block}.{suffix}" for suffix in self._block)
 
     def describe(self) -> str:
         """The counts that decide which names exist, for messages."""
         text = self._text
         banks = " and ".join(f"{bank.num_experts} {bank.name}" for bank in text.banks) or "no"
-        return (
-            f"{text.num_hidden_layers} layers, {sum(text.moe_layers)} of them with {banks} experts, "
-            f"and {self._vision.depth} vision blocks"
-        )
+        layers = f"{text.num_hidden_layers} layers, {sum(text.moe_layers)} of them with {banks} experts"
+        return f"{layers}, and {self._num_blocks} vision blocks" if self._num_blocks else layers
 
     def count(self) -> int:
         """How many names there are, without making them."""
         num_experts = sum(bank.num_experts for _, bank in self._text.layer_banks())
         in_layers = sum(map(len, self._layers)) + num_experts * len(PROJECTIONS)
-        return len(self._single) + in_layers + self._vision.depth * len(self._block)
+        return len(self._single) + in_layers + self._num_blocks * len(self._block)
 
     def shape(self, name: str) -> TensorShape | None:
         """The shape of the tensor `name`, None if the model has no such tensor."""
@@ -62,17 +61,28 @@ class ExpectedShapes:
                     if bank.name == bank_name and int(expert) < bank.num_experts:
                         shape = (bank.expert_size, self._text.hidden_size)
                         return shape[::-1] if projection == "down_proj" else shape
-            case ["vision", "blocks", block, *suffix] if int(block) < self._vision.depth:
+            case ["vision", "blocks", block, *suffix] if int(block) < self._num_blocks:
                 return self._block.get(".".join(suffix))
         return self._single.get(name)
 
 
 def _single_shapes(config: ModelConfig) -> dict[str, TensorShape]:
-    text, vision = config.text, config.vision
-    merged = vision.hidden_size * vision.spatial_merge_size**2
+    text = config.text
     shapes: dict[str, TensorShape] = {
         "embed_tokens.weight": (text.vocab_size, text.hidden_size),
         "norm.weight": (text.hidden_size,),
+    }
+    if config.tower is not None:
+        shapes |= _shapes_for_images(config.tower, text.hidden_size)
+    if not text.tie_word_embeddings:
+        shapes["lm_head.weight"] = (text.vocab_size, text.hidden_size)
+    return shapes
+
+
+def _shapes_for_images(vision: VisionConfig, hidden_size: int) -> dict[str, TensorShape]:
+    """Of the tower, blocks apart, and of the resampler. hidden_size: of the decoder."""
+    merged = vision.hidden_size * vision.spatial_merge_size**2
+    return {
         "vision.patch_embed.weight": (vision.hidden_size, vision.patch_values),
         **_affine("vision.norm", vision.hidden_size),
         **_linear("resampler.spatial.fc1", merged, merged),
@@ -81,12 +91,9 @@ def _single_shapes(config: ModelConfig) -> dict[str, TensorShape]:
         **_linear("resampler.temporal.fc1", merged, merged * vision.temporal_merge_size),
         **_linear("resampler.temporal.fc2", merged, merged),
         **_affine("resampler.temporal.norm", merged),
-        **_linear("resampler.mlp", text.hidden_size, merged),
-        "resampler.norm.weight": (text.hidden_size,),
+        **_linear("resampler.mlp", hidden_size, merged),
+        "resampler.norm.weight": (hidden_size,),
     }
-    if not text.tie_word_embeddings:
-        shapes["lm_head.weight"] = (text.vocab_size, text.hidden_size)
-    return shapes
 
 
 def _layer_shapes(text: TextConfig, *, has_experts: bool) -> dict[str, TensorShape]:
@@ -132,3 +139,8 @@ def _affine(prefix: str, width: int) -> dict[str, TensorShape]:
 
 def _linear(prefix: str, out_size: int, in_size: int) -> dict[str, TensorShape]:
     return {f"{prefix}.weight": (out_size, in_size), f"{prefix}.bias": (out_size,)}
+
+
+def shape_text(shape: TensorShape) -> str:
+    """For messages; of a shape that a file claims, however absurd."""
+    return "(" + ", ".join(map(show, shape)) + ")"

@@ -19,7 +19,10 @@ from ernie_local.checkpoint.header import ITEM_BYTES, LARGEST_SHARD, cut_into_sh
 from ernie_local.errors import ModelUnusable, parameter
 from ernie_local.files import replaced, sync_file, sync_names
 
-_CODES = {torch.uint8: "U8", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+_CODES = {
+    torch.uint8: "U8", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int32: "I32", torch.int64: "I64",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +121,12 @@ class CheckpointFiles:
         assert written == expected, (entry, written)
 
     def read(self, name: str, row: int | None = None) -> torch.Tensor:
-        """A uint8 tensor that was written before, or one row of it: (bytes,) uint8."""
+        """A tensor that was written before, or one row of it, flat."""
         path, offset, entry = self._places[name]
-        assert entry.dtype == torch.uint8, entry
         row_bytes = entry.num_bytes if row is None else entry.num_bytes // entry.shape[0]
         with path.open("rb") as file:
             file.seek(offset + (row or 0) * row_bytes)
-            return torch.frombuffer(bytearray(file.read(row_bytes)), dtype=torch.uint8)
+            return torch.frombuffer(bytearray(file.read(row_bytes)), dtype=entry.dtype)
 
     def sync(self) -> None:
         """Flush everything that was written to the disk."""

@@ -33,25 +33,29 @@ _MEDIA = {"image": ("im_patch_id", 100295), "video": ("im_patch_id", 100295), **
 _BOS, _EOS = 1, 2
 # Switches of the published code, with the values that are implemented here. The router takes the softmax of
 # its scores, picks by score plus bias and divides by the sum of those picked. No token changes its bank.
-_ALWAYS_ON = """
-    use_rmsnorm use_temporal_conv rope_3d moe_norm_gate_logits moe_use_aux_free moe_use_hard_gate
-"""
+_ALWAYS_ON = "use_rmsnorm moe_norm_gate_logits moe_use_aux_free moe_use_hard_gate"
 _ALWAYS_OFF = """
     use_bias attention_bias use_sliding_window moe_use_token_type_bias moe_group_experts moe_num_attn_experts
 """
-_IMPLEMENTED: dict[str, tuple[object, ...]] = {
-    "model_type": ("ernie4_5_moe_vl",),
+# Of any decoder, also of one that reads only text.
+DECODER_SWITCHES: dict[str, tuple[object, ...]] = {
     "hidden_act": ("silu",),
     "moe_gate": ("topk",),
     "moe_gate_act": ("softmax",),
-    "temporal_conv_size": (2,),
     "compression_ratio": (1.0, 1),
-    "num_nextn_predict_layers": (0,),
     "add_tail_layers": (False, 0),
     "mm_vocab_size": (0,),
     "sliding_window": (),
     **dict.fromkeys(_ALWAYS_ON.split(), (True,)),
     **dict.fromkeys(_ALWAYS_OFF.split(), (False,)),
+}
+_IMPLEMENTED: dict[str, tuple[object, ...]] = {
+    **DECODER_SWITCHES,
+    "model_type": ("ernie4_5_moe_vl",),
+    "temporal_conv_size": (2,),
+    "use_temporal_conv": (True,),
+    "rope_3d": (True,),
+    "num_nextn_predict_layers": (0,),
 }
 
 
@@ -64,9 +68,9 @@ def parse_hub(raw: Mapping[str, object], where: str) -> ModelConfig:
     vision = _vision(keys.section("vision_config"))
     keys.same_as("pixel_hidden_size", vision.hidden_size, "vision_config.hidden_size")
     keys.same_as("spatial_conv_size", vision.spatial_merge_size, "vision_config.spatial_merge_size")
-    media, tables = read_media(keys, _MEDIA, text.vocab_size), read_quantization(keys, text)
+    media, quantized = read_media(keys, _MEDIA, text.vocab_size), read_quantization(keys, text)
     bos, eos = keys.integer("bos_token_id", _BOS, low=0), keys.ids("eos_token_id") or (_EOS,)
-    config = ModelConfig(text, vision, media, bos, eos, "hub", tables)
+    config = ModelConfig(text, vision, media, bos, eos, "hub", *quantized)
     keys.finish()
     return config
 

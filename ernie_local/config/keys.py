@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 from ernie_local.errors import ModelUnusable
 from ernie_local.strict_json import show
@@ -93,7 +94,12 @@ class Keys:
     """Reads keys of `raw`; `where` and `prefix` name the file and the object in messages.
 
     A key that is absent or null takes the default. ModelUnusable, naming the key, where there is no default.
+    Readers of other files derive from it, with their own harmless keys and reasons.
     """
+
+    harmless_keys: ClassVar[frozenset[str]] = _IGNORED
+    unusable: ClassVar[str] = "the model cannot be built from this value, or would give wrong answers"
+    hint: ClassVar[str] = _REPORT_HINT
 
     def __init__(self, raw: Mapping[str, object], where: str, prefix: str = "") -> None:
         self._raw, self.where, self._prefix = raw, where, prefix
@@ -215,7 +221,7 @@ class Keys:
     def finish(self) -> None:
         """Refuse, by name, the first key that was neither read nor is known to be harmless."""
         for key, value in self._raw.items():
-            if key in self._read or _is_harmless(key, value):
+            if key in self._read or _is_harmless(key, value, self.harmless_keys):
                 continue
             subject = _subject(key)
             raise ModelUnusable(
@@ -223,15 +229,15 @@ class Keys:
                 f"its name has to do with {subject}, so ignoring it could give wrong answers"
                 if subject
                 else "a setting that is not understood could give wrong answers",
-                _REPORT_HINT,
+                self.hint,
             )
 
     def refuse(self, key: str, problem: str) -> ModelUnusable:
         """The error for `key`, to be raised by the caller: 'config.json: KEY PROBLEM'."""
         return ModelUnusable(
             f"{self.where}: {self._prefix}{key} {problem}",
-            "the model cannot be built from this value, or would give wrong answers",
-            _REPORT_HINT,
+            self.unusable,
+            self.hint,
         )
 
     def _value_or(self, key: str, default: object) -> object:
@@ -249,11 +255,11 @@ class Keys:
         return value
 
 
-def _is_harmless(key: str, value: object) -> bool:
+def _is_harmless(key: str, value: object, harmless_keys: frozenset[str]) -> bool:
     """Whether `key` with this value cannot change what the model computes at inference."""
     if value is None or (key in _UNUSED and value == _UNUSED[key]):
         return True
-    return key in _IGNORED or (key.startswith("_") and _subject(key) is None)
+    return key in harmless_keys or (key.startswith("_") and _subject(key) is None)
 
 
 def _subject(key: str) -> str | None:

@@ -7,10 +7,13 @@ Only the readers of config.json know how many banks there can be: all other code
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from ernie_local.errors import UsageError
+
 if TYPE_CHECKING:
+    from ernie_local.config.compression import CompressionConfig
     from ernie_local.config.quantization import QuantizationConfig
 
 # The name of a bank, in tensor names and reports: the first modality that it serves. Decoding uses the bank
@@ -54,7 +57,8 @@ class TextConfig:
     max_position_embeddings: int
     rms_norm_eps: float
     rope_theta: float
-    mrope_section: tuple[int, int, int]  # frequencies for (height, width, temporal); sum = head_dim / 2
+    # Frequencies for (height, width, temporal); sum = head_dim / 2. Of text alone, all are temporal.
+    mrope_section: tuple[int, int, int]
     moe_layers: tuple[bool, ...]  # per layer: experts, or one dense MLP
     banks: tuple[ExpertBank, ...]  # of each layer with experts; empty if no layer has any
     experts_per_token: int
@@ -120,17 +124,54 @@ class MediaTokens:
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """One ERNIE-4.5-VL model. source_layout: of the config.json that described it."""
+    """One ERNIE 4.5 model.
+
+    tower, media_ids: None, both, for a model that reads only text. source_layout: of the config.json that
+    described it. quantization: what of it is packed in our formats. compression: what another tool quantized.
+    """
 
     text: TextConfig
-    vision: VisionConfig
-    media: MediaTokens
+    tower: VisionConfig | None
+    media_ids: MediaTokens | None
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     source_layout: Literal["hub", "native"]
     quantization: QuantizationConfig | None = None
+    compression: CompressionConfig | None = None
+
+    def packed_by(self, tables: QuantizationConfig | None) -> ModelConfig:
+        """The same model with weights packed by these tables, and no others quantized; None: all plain."""
+        return replace(self, quantization=tables, compression=None)
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether it has a vision tower; otherwise it reads only text."""
+        return self.tower is not None
+
+    @property
+    def vision(self) -> VisionConfig:
+        """The tower, for whoever has an image; UsageError for a model that reads only text."""
+        if self.tower is None:
+            raise image_refusal()
+        return self.tower
+
+    @property
+    def media(self) -> MediaTokens:
+        """The ids of image tokens; UsageError as of `vision`."""
+        if self.media_ids is None:
+            raise image_refusal()
+        return self.media_ids
 
     @property
     def has_packed_experts(self) -> bool:
         """Whether routed experts are stored as pages."""
         return self.quantization is not None and bool(self.quantization.experts)
+
+
+def image_refusal() -> UsageError:
+    """The error for an image or a video that is given to a model that reads only text."""
+    return UsageError(
+        "an image or a video for a model that reads only text",
+        "by its config.json it has 0 layers of a vision tower, and no tokens for images",
+        "ask without it, or take a vision-language model such as hf:baidu/ERNIE-4.5-VL-28B-A3B-PT",
+    )

@@ -49,12 +49,12 @@ def parse_native(raw: Mapping[str, object], where: str) -> ModelConfig:
     text = _text(text_keys, tied=keys.boolean("tie_word_embeddings", True))
     vision = _vision(keys.section("vision_config", {}))
     text_keys.check_ids(text.vocab_size)
-    media, tables = read_media(keys, _MEDIA, text.vocab_size), read_quantization(keys, text)
+    media, quantized = read_media(keys, _MEDIA, text.vocab_size), read_quantization(keys, text)
     # Older files have these at the top, newer ones in text_config.
     bos, outer_bos = text_keys.optional_id("bos_token_id"), keys.optional_id("bos_token_id")
     eos, outer_eos = text_keys.ids("eos_token_id"), keys.ids("eos_token_id")
     config = ModelConfig(
-        text, vision, media, outer_bos if bos is None else bos, eos or outer_eos, "native", tables
+        text, vision, media, outer_bos if bos is None else bos, eos or outer_eos, "native", *quantized
     )
     text_keys.finish()
     keys.finish()

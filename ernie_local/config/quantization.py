@@ -1,4 +1,4 @@
-"""Reads and writes `quantization_config`: which weights of a checkpoint are packed, and in which format.
+"""Reads and writes our `quantization_config`: which weights of a checkpoint are packed, and in which format.
 
 A page format is `w4`, or `w2-w2l` where gate and up have another format than down, or `nf4g64` for experts in
 another library's format. Only the spelling is checked here; `packing` knows the formats.
@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from ernie_local.config.compression import CompressionConfig, read_compression
 from ernie_local.config.keys import Keys
 from ernie_local.config.model import BankKey, ExpertBank, TextConfig
 from ernie_local.errors import ModelUnusable
@@ -55,19 +56,30 @@ class QuantizationConfig:
         }
 
 
-def read_quantization(outer: Keys, text: TextConfig) -> QuantizationConfig | None:
-    """The tables of a model with this decoder; None where nothing is quantized. ModelUnusable for another
-    method or version."""
+def read_quantization(
+    outer: Keys, text: TextConfig
+) -> tuple[QuantizationConfig | None, CompressionConfig | None]:
+    """The tables of a model with this decoder, and what another tool has quantized; at most one is there.
+
+    ModelUnusable for an unknown method or version.
+    """
     if outer.value(_KEY) is None:
-        return None
+        return None, None
     keys = outer.section(_KEY)
-    method, version = keys.value("quant_method"), keys.value("version")
+    method = keys.value("quant_method")
+    if method != METHOD:
+        return None, read_compression(keys)
+    return _read_tables(outer, keys, text), None
+
+
+def _read_tables(outer: Keys, keys: Keys, text: TextConfig) -> QuantizationConfig:
+    version = keys.value("version")
     # The type too, or true would pass for 1.
-    if method != METHOD or type(version) is not int or version != VERSION:
+    if type(version) is not int or version != VERSION:
         raise ModelUnusable(
-            f"{outer.where}: {_KEY} has quant_method {show(method)} version {show(version)}, "
-            f"expected {METHOD} version {VERSION}",
-            "weights quantized by another package, or by another version, cannot be read",
+            f"{outer.where}: {_KEY} has quant_method {show(METHOD)} version {show(version)}, "
+            f"expected version {VERSION}",
+            "weights packed by another version cannot be read",
             "use the bfloat16 checkpoint, or one that this version of ernie-local wrote",
         )
     banks = {f"{layer_id}.{bank.name}": (layer_id, bank) for layer_id, bank in text.layer_banks()}

@@ -51,9 +51,13 @@ def read_decoder(
     *,
     rms_norm_eps: float | None = None,
     section: tuple[int, int, int] | None = None,
+    has_images: bool = True,
     tied: bool,
 ) -> TextConfig:
-    """The decoder; rms_norm_eps and section (of the position encoding) are defaults too."""
+    """The decoder; rms_norm_eps and section (of the position encoding) are defaults too.
+
+    has_images: False for a model that reads only text, in which every frequency is one of time.
+    """
 
     def integer(name: str) -> int:
         return keys.integer(name, defaults.get(name))
@@ -75,7 +79,7 @@ def read_decoder(
         max_position_embeddings=integer("max_position_embeddings"),
         rms_norm_eps=keys.number("rms_norm_eps", rms_norm_eps),
         rope_theta=rope.theta,
-        mrope_section=_settle_section(keys, rope, head_dim, default=section),
+        mrope_section=_settle_section(keys, rope, head_dim, section) if has_images else (0, 0, head_dim // 2),
         moe_layers=experts.moe_layers,
         banks=experts.banks,
         experts_per_token=experts.per_token,
@@ -137,8 +141,8 @@ def read_media(keys: Keys, names: Mapping[str, tuple[str, int]], vocab_size: int
 def _read_heads(keys: Keys, hidden_size: int, defaults: Defaults) -> tuple[int, int, int]:
     """num_attention_heads, num_key_value_heads and head_dim.
 
-    A num_key_value_heads of null means as many as query heads. The default of head_dim is hidden_size //
-    num_attention_heads, which need not divide evenly.
+    A num_key_value_heads of null means as many as query heads. The default of head_dim is that of
+    `defaults`, or hidden_size // num_attention_heads, which need not divide evenly.
     """
     num_query = keys.integer("num_attention_heads", defaults.get("num_attention_heads"))
     key_value = defaults.get("num_key_value_heads")
@@ -148,7 +152,7 @@ def _read_heads(keys: Keys, hidden_size: int, defaults: Defaults) -> tuple[int, 
     if num_query % num_key_value:
         problem = f"is {num_key_value}, which does not divide num_attention_heads {num_query}"
         raise keys.refuse("num_key_value_heads", problem)
-    head_dim = keys.integer("head_dim", hidden_size // num_query or None)
+    head_dim = keys.integer("head_dim", defaults.get("head_dim", hidden_size // num_query or None))
     if head_dim % 2:
         raise keys.refuse("head_dim", f"is {head_dim}, an even width is needed for the position encoding")
     return num_query, num_key_value, head_dim
@@ -235,13 +239,19 @@ def layers_from_types(keys: Keys, num_layers: int) -> tuple[bool, ...]:
     return layers
 
 
-def layers_from_range(keys: Keys, num_layers: int) -> tuple[bool, ...]:
+def one_number_each(keys: Keys) -> None:
+    """Refuse lists with a number per modality where there is only one."""
+    for key in ("moe_layer_start_index", "moe_layer_end_index"):
+        keys.integer(key, 0, low=-1)
+
+
+def layers_from_range(keys: Keys, num_layers: int, first: int = 0) -> tuple[bool, ...]:
     """Whether each layer has experts, in the hub layout: from start to end, if (layer + 1) % interval is 0.
 
     Start and end are numbers, or lists with a number per modality: the lowest start and the highest end
-    count. An end of -1 is the last layer; an end beyond it is usual.
+    count. An end of -1 is the last layer; an end beyond it is usual. first: the start where none is given.
     """
-    start = min(_one_or_more(keys, "moe_layer_start_index", default=0, low=0))
+    start = min(_one_or_more(keys, "moe_layer_start_index", default=first, low=0))
     ends = _one_or_more(keys, "moe_layer_end_index", default=-1, low=-1)
     end = max(num_layers - 1 if end == -1 else end for end in ends)
     interval = keys.integer("moe_layer_interval", 1)

@@ -116,7 +116,8 @@ class Subject:
             directory = resolve_model(self.model)
             config = read_config(directory)
             with open_checkpoint(directory, config) as checkpoint:
-                stored = [source.stored for source in checkpoint.accounts.sources.values()]
+                sources = checkpoint.accounts.sources.values()
+                stored = [part for source in sources for part in source.stored_parts]
                 stored += checkpoint.packed.values()
                 num_bytes = checkpoint.total_bytes
             ErnieTokenizer.from_directory(directory)

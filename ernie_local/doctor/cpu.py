@@ -213,13 +213,13 @@ def _random_matrix(
 
     groups = (rows, low_bit.num_groups(columns))
     codes = whole((rows, columns), low_bit.highest_code)
-    if low_bit.is_symmetric:
+    if low_bit.has_fp16_scales:
         scales = (torch.rand(groups, generator=generator) / 64).half()
         return QuantizedMatrix(low_bit, codes, scales, None, None)
-    row_scales = torch.full((rows,), 2 / (low_bit.highest_scale * low_bit.highest_code)).half()
-    return QuantizedMatrix(
-        low_bit, codes, whole(groups, low_bit.highest_scale), whole(groups, low_bit.highest_zero), row_scales
-    )
+    row_scales = torch.full((rows,), 2 / low_bit.widest_range).half()
+    scales = whole(groups, low_bit.highest_scale)
+    zeros = whole(groups, low_bit.highest_zero) if low_bit.has_zeros else None
+    return QuantizedMatrix(low_bit, codes, scales, zeros, row_scales)
 
 
 def _finite(value: float) -> float | None:

@@ -102,10 +102,12 @@ def build_paged_experts(
 def paging_plan(
     checkpoint: Checkpoint, config: ModelConfig, options: PagingOptions | None = None
 ) -> PagingPlan | None:
-    """How this checkpoint's pages would share a memory; None without experts. Reads only headers.
+    """How this checkpoint's pages would share a memory; None without experts that can be paged.
 
-    UsageError for options that ask for small pages of a checkpoint without them.
+    Reads only headers. UsageError for options that ask for small pages of a checkpoint without them.
     """
+    if any(checkpoint.is_compressed(name) for name in checkpoint.names() if name.startswith("experts.")):
+        return None  # the bytes of a page are computed with as they are in the files
     sizes = stored_page_bytes(checkpoint, config, options)
     return PagingPlan(sizes, config.text.experts_per_token) if sizes else None
 

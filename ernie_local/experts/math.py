@@ -17,10 +17,16 @@ from ernie_local.config import Bank, BankKey, ModelConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.keys import UNIT_BYTES
 from ernie_local.kernels import gpu
-from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall
+from ernie_local.kernels.arguments import ABSENT_SLOT, ExpertsCall, LowRankExperts
 from ernie_local.kernels.experts import add_by_triton, add_packed_experts
 from ernie_local.kernels.nf4 import dequantize_by_bitsandbytes, nf4_absence, warn_without_nf4_kernels
-from ernie_local.kernels.reference import FOREIGN_NUMBER_BYTES, UNPACKING_BYTES, add_plain_experts
+from ernie_local.kernels.reference import (
+    FOREIGN_NUMBER_BYTES,
+    UNPACKING_BYTES,
+    adapted_down,
+    add_plain_experts,
+    inner_activations,
+)
 from ernie_local.model.moe import RoutedTokens
 from ernie_local.packing import PageLayout
 from ernie_local.packing.foreign import Dequantize, dequantize_foreign
@@ -40,6 +46,8 @@ def page_call(tokens: RoutedTokens, memory: torch.Tensor, places: torch.Tensor |
         tokens.shared_page,
         places,
         tokens.are_few,
+        tokens.adapter,
+        tokens.shared_adapter,
     )
 
 
@@ -72,6 +80,7 @@ class PlainPageMath(PageMath):
         assert call.shared_page is None
         assert call.places is not None
         hidden = call.hidden
+        adapter = None if call.adapter is None else LowRankExperts(*call.adapter)
         for expert_id in call.expert_ids.unique().tolist():
             place = int(call.places[expert_id])
             if place == ABSENT_SLOT:
@@ -79,7 +88,8 @@ class PlainPageMath(PageMath):
             rows, choices = (call.expert_ids == expert_id).nonzero(as_tuple=True)
             gate_up, down = self._matrices(call.slots, place, hidden.dtype)
             gate, up = functional.linear(hidden[rows], gate_up).chunk(2, dim=-1)  # (chosen, inner) each
-            result = functional.linear(functional.silu(gate) * up, down)
+            inner = inner_activations(hidden[rows], gate, up, adapter, expert_id)
+            result = adapted_down(inner, functional.linear(inner, down), adapter, expert_id)
             output.index_add_(0, rows, (result * call.weights[rows, choices, None]).float())
 
     def _matrices(

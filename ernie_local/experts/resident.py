@@ -11,6 +11,8 @@ from torch.nn import functional
 from ernie_local.config import BankKey, TextConfig
 from ernie_local.experts.gpu_memory import out_of_memory
 from ernie_local.experts.math import PageMath, page_call
+from ernie_local.kernels.arguments import LowRankExperts
+from ernie_local.kernels.reference import adapted_down, inner_activations
 from ernie_local.model.moe import RoutedTokens, TokenRows
 
 
@@ -26,10 +28,13 @@ class BankWeights:
         gate, up = self.gate_up[expert_id].chunk(2)
         return {"gate_proj": gate, "up_proj": up, "down_proj": self.down[expert_id]}[name]
 
-    def run(self, expert_id: int, hidden: torch.Tensor) -> torch.Tensor:
+    def run(
+        self, expert_id: int, hidden: torch.Tensor, adapter: LowRankExperts | None = None
+    ) -> torch.Tensor:
         """down(silu(gate(x)) * up(x)) of one expert. hidden: (tokens, hidden_size) -> the same shape."""
         gate, up = functional.linear(hidden, self.gate_up[expert_id]).chunk(2, dim=-1)  # (tokens, inner) each
-        return functional.linear(functional.silu(gate) * up, self.down[expert_id])
+        inner = inner_activations(hidden, gate, up, adapter, expert_id)
+        return adapted_down(inner, functional.linear(inner, self.down[expert_id]), adapter, expert_id)
 
 
 class _AllInMemory:
@@ -96,7 +101,8 @@ def _one_token(weights: BankWeights, tokens: RoutedTokens) -> torch.Tensor:
     top_k = tokens.expert_ids.shape[1]
     # Ascending ids, as in `_grouped`: a token's sum is the same whether it came alone or in a chunk.
     for expert_id, choice in sorted(zip(tokens.expert_ids[0].tolist(), range(top_k), strict=True)):
-        output += weights.run(expert_id, tokens.hidden) * tokens.expert_weights[:, choice]
+        result = weights.run(expert_id, tokens.hidden, tokens.adapter)
+        output += result * tokens.expert_weights[:, choice]
     return output
 
 
@@ -116,8 +122,8 @@ def _grouped(weights: BankWeights, tokens: RoutedTokens) -> torch.Tensor:
             continue
         group = slice(start, start + count)
         start += count
-        result = weights.run(expert_id, tokens.hidden[rows[group]]) * flat_weights[group]
-        output.index_add_(0, rows[group], result)
+        result = weights.run(expert_id, tokens.hidden[rows[group]], tokens.adapter)
+        output.index_add_(0, rows[group], result * flat_weights[group])
     return output
 
 

@@ -9,11 +9,8 @@ from PIL import Image
 
 from ernie_local.extraction.boxes import drawing_of, make_place
 from ernie_local.extraction.record import Record
-from ernie_local.media.contact_sheet import SheetFrame, draw_contact_sheet
-from ernie_local.media.open_video import open_video
 from ernie_local.media.processor_config import ImageProcessorConfig
-from ernie_local.media.video_sampling import VideoSampling, clock_text
-from ernie_local.session import ChatVideo, write_sheet
+from ernie_local.session import ChatVideo, VideoPart, open_chat_video, write_sheet
 from ernie_local.session.times import locate_times
 
 _SHEET_FRAMES, _SHEET_PIXELS = 8, 480 * 480
@@ -35,10 +32,5 @@ def draw_moments(record: Record, video: ChatVideo, folder: Path) -> Path | None:
 def sheet_of_video(path: Path) -> Image.Image:
     """Frames of a video, evenly spread, with their times; errors of `open_video`."""
     processor = ImageProcessorConfig(max_pixels=_SHEET_PIXELS)
-    opened = open_video(path, processor, VideoSampling(frames=_SHEET_FRAMES))
-    return draw_contact_sheet(
-        [
-            SheetFrame(Image.fromarray(opened.store.read(index)), clock_text(seconds))
-            for index, seconds in enumerate(opened.report.times)
-        ]
-    )
+    video = open_chat_video(VideoPart(path, frames=_SHEET_FRAMES), processor)
+    return video.sheet(_SHEET_FRAMES)

@@ -10,6 +10,7 @@ Every refusal names the operator, the argument and both numbers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -33,6 +34,48 @@ class PackedMatrix(NamedTuple):
     gpu_kernels: str = "auto"  # one of GpuKernels
 
 
+class LowRankParts(NamedTuple):
+    """What is added to rows of a product: tokens @ inward.T @ outward, of one part after the other.
+
+    An outward matrix lies in tiles of 16 rows, the last of which is filled up with zeros.
+    """
+
+    inward: Sequence[Tensor]  # (rank, columns) bfloat16, or as the tokens
+    outward: Sequence[Tensor]  # (tiles, rank, 16), like inward
+    first_rows: Sequence[int]
+    num_rows: Sequence[int]
+
+
+NOTHING_ADDED = LowRankParts((), (), (), ())
+
+
+class LowRankExperts(NamedTuple):
+    """What is added to gate, up and down of each expert of a bank, as of LowRankParts.
+
+    Gate and up have one rank, zeros where an expert has less; a rank may be 0.
+    """
+
+    gate_up_inward: Tensor  # (experts, 2 * rank, hidden_size): for gate, then for up
+    gate_up_outward: Tensor  # (experts, tiles of inner_size, 2 * rank, 16)
+    down_inward: Tensor  # (experts, rank of down, inner_size)
+    down_outward: Tensor  # (experts, tiles of hidden_size, rank of down, 16)
+
+    @property
+    def num_bytes(self) -> int:
+        """In memory."""
+        return sum(tensor.nbytes for tensor in self)
+
+    def gate_and_up(self, expert_id: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Inward and outward for gate, and for up: (rank, hidden_size), (tiles, rank, 16)."""
+        gate_in, up_in = self.gate_up_inward[expert_id].chunk(2)
+        gate_out, up_out = self.gate_up_outward[expert_id].chunk(2, dim=1)
+        return (gate_in, gate_out), (up_in, up_out)
+
+    def down(self, expert_id: int) -> tuple[Tensor, Tensor]:
+        """Inward, (rank, inner_size), and outward, (tiles, rank, 16)."""
+        return self.down_inward[expert_id], self.down_outward[expert_id]
+
+
 class ExpertsCall(NamedTuple):
     """Tokens, the experts they chose, and the memory in which the experts' pages lie."""
 
@@ -45,6 +88,9 @@ class ExpertsCall(NamedTuple):
     places: Tensor | None = None
     # Whether the CPU's kernels round as well as they can. None: as for up to 16 tokens, if there are so few.
     are_few: bool | None = None
+    # LowRankExperts of all experts, and of the shared page. torch hands them on as lists.
+    adapter: Sequence[Tensor] | None = None
+    shared_adapter: Sequence[Tensor] | None = None
 
 
 class NewToken(NamedTuple):

@@ -16,7 +16,9 @@ from torch import Tensor
 from ernie_local.errors import UsageError
 from ernie_local.kernels import gpu
 from ernie_local.kernels.arguments import (
+    NOTHING_ADDED,
     LayerStorage,
+    LowRankParts,
     NewToken,
     NewTokens,
     PackedAttentionCall,
@@ -26,6 +28,7 @@ from ernie_local.kernels.arguments import (
     describe_tensor,
 )
 from ernie_local.kernels.linear import packed_linear
+from ernie_local.kernels.low_rank import add_low_rank
 from ernie_local.kernels.norm_route import rms_norm
 from ernie_local.kernels.operators import native_or_reference, needs_no_dispatch, ready_module, register
 from ernie_local.kernels.reference import plain_attention
@@ -48,14 +51,21 @@ def decode_attention(new_token: NewToken, cache: LayerStorage, length: int) -> T
     return output
 
 
-def packed_attention(step: PackedAttentionCall, cache: LayerStorage, length: int) -> Tensor:
+def packed_attention(
+    step: PackedAttentionCall,
+    cache: LayerStorage,
+    length: int,
+    qkv_added: LowRankParts = NOTHING_ADDED,
+    o_added: LowRankParts = NOTHING_ADDED,
+) -> Tensor:
     """hidden + o(attention(qkv(norm(hidden)))) of one new token, whose key and value go into the cache.
 
-    Returns (1, hidden_size) float32. Raises what the operators that it stands for raise.
+    qkv_added, o_added: what an adapter adds to the two products. Returns (1, hidden_size) float32. Raises
+    what the operators that it stands for raise.
     """
     if needs_no_dispatch(step.hidden):
-        return _packed_attention_cpu(step, cache, length)
-    output: Tensor = torch.ops.ernie_local.packed_attention(*step, *cache, length)
+        return _packed_attention_cpu(step, qkv_added, o_added, cache, length)
+    output: Tensor = torch.ops.ernie_local.packed_attention(*step, *qkv_added, *o_added, *cache, length)
     return output
 
 
@@ -86,7 +96,13 @@ def attend_chunk(queries: Tensor, cache: LayerStorage, length: int) -> Tensor:
     return attend_chunk_by_triton(queries, cache, length, gpu.require_triton(queries.device))
 
 
-def attention_in_parts(step: PackedAttentionCall, cache: LayerStorage, length: int) -> Tensor:
+def attention_in_parts(
+    step: PackedAttentionCall,
+    cache: LayerStorage,
+    length: int,
+    qkv_added: LowRankParts = NOTHING_ADDED,
+    o_added: LowRankParts = NOTHING_ADDED,
+) -> Tensor:
     """What `packed_attention` means; where the compiled code refuses, the operator that fails says why."""
     hidden, heads = step.hidden, step.heads
     if hidden.ndim != 2 or hidden.shape[0] != 1 or cache.keys.ndim != 3:
@@ -98,12 +114,18 @@ def attention_in_parts(step: PackedAttentionCall, cache: LayerStorage, length: i
         )
     kv_heads, _, head_dim = cache.keys.shape
     qkv = PackedMatrix(step.qkv, step.qkv_format, (heads + 2 * kv_heads) * head_dim)
-    states = packed_linear(rms_norm(hidden, step.norm, step.eps), qkv)
+    normed = rms_norm(hidden, step.norm, step.eps)
+    states = packed_linear(normed, qkv)
+    if qkv_added.inward:
+        add_low_rank(states, normed, qkv_added)
     by_head = states.view(heads + 2 * kv_heads, head_dim)
     queries, keys, values = by_head.split((heads, kv_heads, kv_heads))
     new_token = NewToken(queries, keys, values, step.cosines.flatten(), step.sines.flatten())
     attended = decode_attention(new_token, cache, length).view(1, heads * head_dim)
-    return hidden + packed_linear(attended, PackedMatrix(step.o, step.o_format, hidden.shape[1]))
+    output = packed_linear(attended, PackedMatrix(step.o, step.o_format, hidden.shape[1]))
+    if o_added.inward:
+        add_low_rank(output, attended, o_added)
+    return hidden + output
 
 
 def _check_attention(new_token: NewToken, cache: LayerStorage, length: int) -> None:
@@ -174,16 +196,22 @@ def _attention_native(
     return output if module.decode_attention(*new_token, *cache, length, output) else None
 
 
-def _packed_attention_cpu(step: PackedAttentionCall, cache: LayerStorage, length: int) -> Tensor:
+def _packed_attention_cpu(
+    step: PackedAttentionCall,
+    qkv_added: LowRankParts,
+    o_added: LowRankParts,
+    cache: LayerStorage,
+    length: int,
+) -> Tensor:
     module = ready_module()
     if module is not None:
         output = torch.empty_like(step.hidden)
         # As torch's schema, with numbers for the names of formats.
         qkv_id, o_id = find_format(step.qkv_format).format_id, find_format(step.o_format).format_id
         numbered = (*step[:4], qkv_id, step.o, o_id, *step[7:])
-        if module.packed_attention(*numbered, *cache, length, output):
+        if module.packed_attention(*numbered, qkv_added, o_added, *cache, length, output):
             return output
-    return attention_in_parts(step, cache, length)
+    return attention_in_parts(step, cache, length, qkv_added, o_added)
 
 
 def attention_on_gpu(new_token: NewToken, cache: LayerStorage, length: int) -> Tensor:
@@ -210,7 +238,9 @@ register(
 )
 register(
     "packed_attention(Tensor hidden, Tensor norm, float eps, Tensor qkv, str qkv_format, "
-    f"Tensor o, str o_format, int heads, Tensor cosines, Tensor sines, {_CACHE}) -> Tensor",
-    (PackedAttentionCall, LayerStorage, None),
+    "Tensor o, str o_format, int heads, Tensor cosines, Tensor sines, Tensor[] qkv_inward, "
+    "Tensor[] qkv_outward, int[] qkv_first_rows, int[] qkv_num_rows, Tensor[] o_inward, Tensor[] o_outward, "
+    f"int[] o_first_rows, int[] o_num_rows, {_CACHE}) -> Tensor",
+    (PackedAttentionCall, LowRankParts, LowRankParts, LayerStorage, None),
     _packed_attention_cpu,
 )

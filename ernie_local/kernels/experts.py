@@ -13,12 +13,13 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ernie_local.errors import UsageError
+from ernie_local.errors import DoesNotFit, UsageError, parameter
 from ernie_local.kernels import gpu
 from ernie_local.kernels.arguments import (
     ABSENT_SLOT,
     SHARED_EXPERT,
     ExpertsCall,
+    LowRankExperts,
     broken_page,
     broken_token,
     check_tokens,
@@ -27,7 +28,7 @@ from ernie_local.kernels.arguments import (
 from ernie_local.kernels.native import BROKEN_PAGE, BROKEN_TOKEN, DONE
 from ernie_local.kernels.operators import native_or_reference, needs_no_dispatch, register
 from ernie_local.kernels.reference import add_plain_experts, plain_experts
-from ernie_local.packing import PageLayout
+from ernie_local.packing import TILE_ROWS, PageLayout
 from ernie_local.packing.formats import COLUMN_STEP
 from ernie_local.packing.layout import HEADER, HEADER_BYTES, read_header
 from ernie_local.packing.page import is_foreign_page
@@ -59,14 +60,20 @@ def add_packed_experts(output: Tensor, call: ExpertsCall) -> None:
         torch.ops.ernie_local.add_packed_experts(output, *call)
 
 
-def packed_gated_mlp(hidden: Tensor, page: Tensor, layout: PageLayout, gpu_kernels: str = "auto") -> Tensor:
+def packed_gated_mlp(
+    hidden: Tensor,
+    page: Tensor,
+    layout: PageLayout,
+    gpu_kernels: str = "auto",
+    adapter: LowRankExperts | None = None,
+) -> Tensor:
     """down(silu(gate(x)) * up(x)) of one page, (1, page_bytes) uint8, for every token.
 
     hidden: (tokens, hidden_size) -> the same shape. layout: of the page, so that nothing is read back from a
-    GPU.
+    GPU. adapter: of one expert.
     """
     only = torch.zeros(len(hidden), 1, dtype=torch.int64, device=hidden.device)
-    call = ExpertsCall(hidden, page, only, hidden.new_ones(len(hidden), 1))
+    call = ExpertsCall(hidden, page, only, hidden.new_ones(len(hidden), 1), adapter=adapter)
     return packed_experts(call) if hidden.is_cpu else gated_mlp_on_gpu(call, layout, gpu_kernels)
 
 
@@ -80,6 +87,12 @@ def add_by_triton(
     """
     from ernie_local.kernels.triton.experts import add_experts
 
+    if call.adapter is not None or call.shared_adapter is not None:
+        raise DoesNotFit(
+            f"{_OP}: an adapter with Triton's kernels on {call.hidden.device}, which have no place for one",
+            "they multiply packed weights alone",
+            f"use {parameter('gpu_kernels', 'torch')}, or bake it in with `ernie-local quantize --lora`",
+        )
     add_experts(output, call, layouts, shared_layout, gpu.require_triton(call.hidden.device))
 
 
@@ -129,7 +142,34 @@ def _check_experts(call: ExpertsCall) -> None:
     if hidden.is_cpu:
         if places is not None:
             _check_ids("places", places, ABSENT_SLOT, slots.shape[0])
-        _check_ids("expert_ids", call.expert_ids, 0, slots.shape[0] if places is None else len(places))
+        num_experts = slots.shape[0] if places is None else len(places)
+        _check_ids("expert_ids", call.expert_ids, 0, num_experts)
+        _check_adapter("adapter", call.adapter, hidden.shape[1], num_experts)
+        _check_adapter("shared_adapter", call.shared_adapter, hidden.shape[1], 1)
+
+
+def _check_adapter(name: str, tables: Sequence[Tensor] | None, hidden_size: int, num_experts: int) -> None:
+    """tables: as LowRankExperts."""
+    if tables is None:
+        return
+    ranks = [one.shape[1] if one.ndim == 3 else -1 for one in tables[::2]]
+    inner_size = tables[2].shape[-1]
+    experts = len(tables[0])
+    shapes = [
+        (experts, ranks[0], hidden_size),
+        (experts, -(-inner_size // TILE_ROWS), ranks[0], TILE_ROWS),
+        (experts, ranks[1], inner_size),
+        (experts, -(-hidden_size // TILE_ROWS), ranks[1], TILE_ROWS),
+    ]
+    has_shapes = [tuple(one.shape) for one in tables] == shapes and ranks[0] % 2 == 0
+    if not has_shapes or experts != num_experts or any(one.dtype != torch.bfloat16 for one in tables):
+        found = ", ".join(describe_tensor(one) for one in tables)
+        raise UsageError(
+            f"{_OP}: {name} is of {experts} experts ({found}), wanted bfloat16 tables of {num_experts} "
+            f"experts of hidden size {hidden_size}",
+            "what is added to an expert has the shapes of its matrices",
+            "pass tables that were made for this bank",
+        )
 
 
 def _check_ids(name: str, ids: Tensor, lowest: int, end: int) -> None:
@@ -196,13 +236,13 @@ def _is_computed(outcome: int, index: int, output: Tensor, call: ExpertsCall) ->
     if index == SHARED_EXPERT or not is_foreign_page(call.slots[slot]):
         raise broken_page(_OP, index, call.hidden.shape[1])
     # Routed experts in plain torch, the shared page as fast as ever.
-    add_plain_experts(output, call._replace(shared_page=None))
+    add_plain_experts(output, call._replace(shared_page=None, shared_adapter=None))
     if call.shared_page is not None:
         only, ones = torch.zeros_like(call.expert_ids[:, :1]), torch.ones_like(call.weights[:, :1])
         _add_experts_cpu(
             output,
-            call._replace(
-                slots=call.shared_page, expert_ids=only, weights=ones, shared_page=None, places=None
+            ExpertsCall(
+                call.hidden, call.shared_page, only, ones, are_few=call.are_few, adapter=call.shared_adapter
             ),
         )
     return True
@@ -251,7 +291,8 @@ def read_layouts(slots: Tensor, starts: Tensor) -> list[PageLayout]:
 
 _FIELDS = (
     "Tensor hidden, Tensor slots, Tensor expert_ids, Tensor weights, "
-    "Tensor? shared_page=None, Tensor? places=None, bool? are_few=None"
+    "Tensor? shared_page=None, Tensor? places=None, bool? are_few=None, "
+    "Tensor[]? adapter=None, Tensor[]? shared_adapter=None"
 )
 register(f"packed_experts({_FIELDS}) -> Tensor", (ExpertsCall,), _experts_cpu, experts_on_gpu)
 register(

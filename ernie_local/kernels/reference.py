@@ -20,6 +20,8 @@ from ernie_local.kernels.arguments import (
     SHARED_EXPERT,
     ExpertsCall,
     LayerStorage,
+    LowRankExperts,
+    LowRankParts,
     NewToken,
     NewTokens,
     PackedMatrix,
@@ -64,6 +66,19 @@ def plain_rows(row_ids: Tensor, matrix: PackedMatrix, columns: int) -> Tensor:
     return torch.stack(rows)
 
 
+def plain_low_rank(output: Tensor, tokens: Tensor, parts: LowRankParts) -> None:
+    """Add to rows of `output`, (tokens, rows), in its dtype. tokens: (tokens, columns)."""
+    for inward, outward, first, count in zip(*parts, strict=True):
+        output[:, first : first + count] += low_rank_product(tokens, inward, outward, count).to(output.dtype)
+
+
+def low_rank_product(tokens: Tensor, inward: Tensor, outward: Tensor, rows: int) -> Tensor:
+    """tokens: (tokens, columns); the others as of LowRankParts -> (tokens, rows) in tokens' dtype."""
+    factors = functional.linear(tokens, inward.to(tokens.dtype))  # (tokens, rank)
+    by_rank = outward.transpose(0, 1).flatten(1)[:, :rows]  # (rank, rows)
+    return factors @ by_rank.to(tokens.dtype)
+
+
 def plain_experts(call: ExpertsCall) -> Tensor:
     """(tokens, hidden_size) float32: the weighted sums of each token's experts."""
     output = torch.zeros_like(call.hidden)
@@ -75,6 +90,9 @@ def add_plain_experts(output: Tensor, call: ExpertsCall, foreign: Dequantize = d
     """As `plain_experts`, added to `output`. foreign: what unpacks matrices in other libraries' formats."""
     op, hidden = "packed_experts", call.hidden
     _check_finite(op, "hidden", hidden)
+    adapter, shared_adapter = (
+        None if tables is None else LowRankExperts(*tables) for tables in (call.adapter, call.shared_adapter)
+    )
     parts = []
     for expert_id in call.expert_ids.unique().tolist():
         slot = expert_id if call.places is None else int(call.places[expert_id])
@@ -92,11 +110,36 @@ def add_plain_experts(output: Tensor, call: ExpertsCall, foreign: Dequantize = d
             for index in range(3)
         )
         chosen = hidden[token_ids]
-        inner = functional.silu(gate(chosen)) * up(chosen)
+        own = shared_adapter if expert_id == SHARED_EXPERT else adapter
+        row = 0 if expert_id == SHARED_EXPERT else expert_id
+        inner = inner_activations(chosen, gate(chosen), up(chosen), own, row)
         finite = inner.isfinite().all(dim=1)
         if not bool(finite.all()):
             raise broken_token(op, "hidden", int(token_ids[~finite][0]))
-        output.index_add_(0, token_ids, down(inner) * factors[:, None])
+        output.index_add_(0, token_ids, adapted_down(inner, down(inner), own, row) * factors[:, None])
+
+
+def inner_activations(
+    tokens: Tensor, gate: Tensor, up: Tensor, adapter: LowRankExperts | None, expert_id: int
+) -> Tensor:
+    """silu(gate) * up after an adapter has added to both. tokens: (tokens, hidden_size).
+
+    gate, up: products of the tokens, (tokens, inner_size) each -> the same shape.
+    """
+    if adapter is not None:
+        rows = gate.shape[1]
+        gate, up = (
+            product + low_rank_product(tokens, *matrices, rows)
+            for product, matrices in zip((gate, up), adapter.gate_and_up(expert_id), strict=True)
+        )
+    return functional.silu(gate) * up
+
+
+def adapted_down(inner: Tensor, down: Tensor, adapter: LowRankExperts | None, expert_id: int) -> Tensor:
+    """What down gives of `inner`, (tokens, inner_size), with what an adapter adds; (tokens, hidden_size)."""
+    if adapter is None:
+        return down
+    return down + low_rank_product(inner, *adapter.down(expert_id), down.shape[1])
 
 
 def plain_rms_norm(hidden: Tensor, weight: Tensor, eps: float) -> Tensor:

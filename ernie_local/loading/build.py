@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 
 import torch
 from accelerate import init_empty_weights
 from torch import nn
 
+from ernie_local.adapters.tables import AdapterTables
 from ernie_local.checkpoint.header import StoredTensor
 from ernie_local.checkpoint.mapped_file import MappedFiles, fetch_mapped
 from ernie_local.checkpoint.packed import QKV, PackedTensors, known_format
@@ -33,6 +34,7 @@ from ernie_local.kernels.memory import empty_bytes
 from ernie_local.loading.gpu_image_weights import GpuImageWeights
 from ernie_local.loading.image_weights import ImageWeights
 from ernie_local.loading.reads import do_at_once, read_banks, read_into, read_plain_experts
+from ernie_local.model.adapted import adapt
 from ernie_local.model.attention import SelfAttention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.ernie import ErnieModel
@@ -41,7 +43,7 @@ from ernie_local.model.layers import PackedEmbedding, PackedGatedMLP, PackedLine
 from ernie_local.model.moe import ExpertProvider, Router
 from ernie_local.packing.layout import PageLayout
 from ernie_local.packing.page import check_page, check_scales
-from ernie_local.planner.need import WeightBytes, weights_in_memory
+from ernie_local.planner.weight_bytes import WeightBytes, weights_in_memory
 from ernie_local.sizes import CACHE_LINE, aligned, format_bytes
 
 _HOST = torch.device("cpu")
@@ -74,17 +76,21 @@ def build_model(
     recorder: Recorder | None = None,
     gpu_kernels: str = "auto",
     host: HostParts = ALL_ON_GPU,
+    adapter: AdapterTables | None = None,
 ) -> ErnieModel:
     """A filled model, for inference only. Each tensor is read to where it stays.
 
     paging: how routed experts are paged; None for all of them in memory. gpu_kernels: what computes packed
-    weights on a GPU. host: what lies in RAM beside it. DoesNotFit for packed weights on a device without code
-    for them, or a GPU with less memory than it reported.
+    weights on a GPU. host: what lies in RAM beside it. adapter: what is added to products of the weights.
+    DoesNotFit for packed weights on a device without code for them, or a GPU with less memory than it
+    reported.
     """
     files = MappedFiles() if is_mapped(config, device, paging) else None
     filler = _Filler(checkpoint, config, dtype, device, gpu_kernels, files)
     swaps = paging is not None and paging.swaps_image_weights
     model = filler.build_network(host, swaps_image_weights=swaps)
+    if adapter is not None:
+        adapt(model, adapter)
     # Experts come last: they can do with less if a GPU turns out to be smaller than it reported.
     experts: ExpertProvider
     if paging is not None:
@@ -138,13 +144,18 @@ def build_embedder(checkpoint: Checkpoint, config: ModelConfig) -> ErnieModel:
     return model.eval()
 
 
-def build_layer(checkpoint: Checkpoint, config: ModelConfig, layer_id: int) -> DecoderLayer:
-    """One layer without its routed experts, on the CPU in float32 or packed. Its cache has no other layer."""
+def build_layer(
+    checkpoint: Checkpoint, config: ModelConfig, layer_id: int, without: Collection[str] = ()
+) -> DecoderLayer:
+    """One layer without its routed experts, on the CPU in float32 or packed. Its cache has no other layer.
+
+    without: names of packed matrices and gated MLPs that stay empty, as they are not made yet.
+    """
     prefix = f"layers.{layer_id}."
     filler = _Filler(checkpoint, config, torch.float32, _HOST)
     with init_empty_weights(include_buffers=True):
         layer = DecoderLayer(config.text, layer_id, is_packed=config.quantization is not None)
-    filler.place_packed(layer, lambda name: name.startswith(prefix), prefix)
+    filler.place_packed(layer, lambda name: name.startswith(prefix) and name not in without, prefix)
     filler.place_plain(layer, f"layers.{layer_id}")
     filler.read()
     layer.self_attn.layer_id = 0
@@ -252,6 +263,8 @@ class _Filler:
                 kept_dtype = empty.dtype if isinstance(module, Router) else self.dtype
                 filled = torch.empty(empty.shape, dtype=kept_dtype, device=self.device)
                 name = ".".join(filter(None, (prefix, module_name, own_name)))
+                if self.packed.replaces(name):
+                    continue  # its packed tensor is not wanted
                 self._plain.append(partial(read_into, self.checkpoint, name, filled))
                 setattr(module, own_name, nn.Parameter(filled, requires_grad=False))
 

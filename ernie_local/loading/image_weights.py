@@ -68,7 +68,9 @@ class ImageWeights:
         }
         self._checksum: int | None = None  # after the first read
         self._is_in_memory = False
-        self._files = {one.path: _FileVersion.of(one.path) for one in stored.values()}
+        parts = (part for name in stored if name in sources for part in sources[name].stored_parts)
+        paths = dict.fromkeys(one.path for one in (*stored.values(), *parts))
+        self._files = {path: _FileVersion.of(path) for path in paths}
         for matrix in self._matrices.values():
             place = self.places[matrix.stored_name]
             layer = PackedLinear(PackedMatrix(place, matrix.low_bit.name, matrix.rows, gpu_kernels))

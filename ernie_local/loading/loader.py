@@ -17,6 +17,7 @@ from typing import Concatenate, ParamSpec
 import torch
 
 from ernie_local import defaults
+from ernie_local.checkpoint.index import compression_notes
 from ernie_local.checkpoint.parts import is_for_images, is_of_layers
 from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
 from ernie_local.config import ModelConfig
@@ -27,6 +28,7 @@ from ernie_local.experts.math import unpacking_room
 from ernie_local.experts.options import PagingOptions
 from ernie_local.kernels.gpu import capability_of, find_triton
 from ernie_local.kernels.gpu_capability import multiplies_bfloat16
+from ernie_local.loading.adapters import OpenedAdapters
 from ernie_local.loading.build import build_model, checkpoint_weights, is_mapped
 from ernie_local.loading.model import EngineSettings, LoadedModel
 from ernie_local.loading.options import (
@@ -47,7 +49,12 @@ from ernie_local.model.host_parts import ALL_ON_GPU, HostParts
 from ernie_local.model.kv_cache import KV_DTYPES
 from ernie_local.model.limits import check_token_counts
 from ernie_local.model.memory_use import gpu_attention_way
-from ernie_local.model_files import MissingFileWarning, ModelFiles, find_model_files
+from ernie_local.model_files import (
+    CompressedWeightsWarning,
+    MissingFileWarning,
+    ModelFiles,
+    find_model_files,
+)
 from ernie_local.planner.fit import AvailableMemory, Placement, most_parallel, place
 from ernie_local.planner.free_memory import free_memory, process_memory
 from ernie_local.planner.gpu import host_process_bytes
@@ -96,43 +103,54 @@ def load_model(
     use_threads(options.threads, efficiency_cores=options.efficiency_cores)
     if demand.is_on_gpu:
         choices.check(config, device, KV_DTYPES[demand.kv_dtype])
+        choices.check_adapters(config, options)
+    adapters = OpenedAdapters.of(options.lora, config, dtype)
     with open_checkpoint(files.directory, config) as checkpoint:
-        need_of = partial(count_need, checkpoint, files.image_processor, config, limits=limits, paging=paging)
+        model = checkpoint, files.image_processor, config
+        need_of = partial(count_need, *model, limits=limits, paging=paging, adapter_bytes=adapters.num_bytes)
         need = need_of(demand := _find_parallel(need_of, demand, limits, parallel))
         placement = _place(need, demand, limits)
-        chosen = _choices(options, placement)
+        chosen = _choices(options, placement, adapters)
         cache = None if folder is None else ModelCache(folder, files.directory, chosen)
         if isinstance(placement, GpuPlacement):
             kv_dtype = KV_DTYPES[placement.layout.kv_dtype]
         setup = _find_paging(placement, device, paging)
         # Not before all is checked: a refusal has its three lines alone.
-        for note in files.missing_notes():
-            warnings.warn(note, MissingFileWarning, stacklevel=2)
-        recorder = choices.recorder(device)
+        _warn_of(files, compression_notes(config, checkpoint.accounts))
         if on_progress is not None:
             _report_reads(checkpoint, on_progress, setup, maps=is_mapped(config, device, setup))
-        to_build = checkpoint, config, dtype, device, setup, recorder, choices.kernels
-        network = build_model(*to_build, _host_parts(placement))
+        to_build = checkpoint, config, dtype, device, setup, choices.recorder(device), choices.kernels
+        network = build_model(*to_build, _host_parts(placement), adapters.tables)
         if setup is not None:
             checkpoint.drop_cached()
     settings = EngineSettings(tokens, kv_dtype, placement.chunk_tokens, parallel=demand.chat.parallel)
     # Paged experts have the memory: a page helps every token, features only who asks about an image again.
     results = KeptResults(device, dtype, defaults.feature_bytes(placement.spare_bytes), cache)
-    seconds, limit = time.perf_counter() - started, options.context_size
-    about = need.weight_bytes, seconds, limit, results, placement.decisions
-    return LoadedModel(network, files, settings, *about)
+    seconds = time.perf_counter() - started
+    about = need.weight_bytes, seconds, options.context_size, results, placement.decisions
+    return LoadedModel(network, files, settings, *about, adapters.notes)
+
+
+def _warn_of(files: ModelFiles, compressed: Sequence[str]) -> None:
+    """compressed: lines about weights that another tool has quantized."""
+    for note in files.missing_notes():
+        warnings.warn(note, MissingFileWarning, stacklevel=3)
+    for note in compressed:
+        warnings.warn(note, CompressedWeightsWarning, stacklevel=3)
 
 
 def _host_parts(placement: Placement | GpuPlacement) -> HostParts:
     return placement.layout.host if isinstance(placement, GpuPlacement) else ALL_ON_GPU
 
 
-def _choices(options: LoadOptions, placement: Placement | GpuPlacement) -> str:
+def _choices(options: LoadOptions, placement: Placement | GpuPlacement, adapters: OpenedAdapters) -> str:
     """What changes the bits that are computed; experts give the same ones wherever they are.
 
     Attention rounds otherwise on the CPU than on a GPU.
     """
-    return f"{options.small_below} {options.gpu_kernels} {_host_parts(placement).num_layers}"
+    chosen = f"{options.small_below} {options.gpu_kernels} {_host_parts(placement).num_layers}"
+    # Without adapters it is as it has always been, so that what was kept before is found.
+    return f"{chosen} {adapters.digest()}" if adapters.notes else chosen
 
 
 def _report_reads(
@@ -259,13 +277,15 @@ def count_need(
     demand: ComputeDemand,
     limits: MemoryLimits,
     paging: PagingOptions | None,
+    adapter_bytes: int = 0,
 ) -> MemoryNeed | GpuNeed:
-    """The memory that the checkpoint and a conversation take, of a GPU where that computes.
+    """The memory that the checkpoint, adapters and a conversation take, of a GPU where that computes.
 
     No weight is read.
     """
     dtype = WEIGHT_DTYPES[demand.chat.dtype]
     weights = checkpoint_weights(checkpoint, config, dtype, in_slots=demand.is_on_gpu)
+    weights = weights.with_adapters(adapter_bytes)
     plan = paging_plan(checkpoint, config, paging)
     if demand.is_on_gpu:
         has_triton = find_triton(demand.device, demand.gpu_kernels) is not None

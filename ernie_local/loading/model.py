@@ -64,17 +64,19 @@ class LoadedModel:
         context_limit: int | None = None,
         results: KeptResults | None = None,
         decisions: Sequence[str] = (),
+        adapter_notes: Sequence[str] = (),
     ) -> None:
         """context_limit: most tokens, if the caller has set it. results: what chats keep for each other.
 
-        decisions: what the placement chose so that the model fits, a line each.
+        decisions: what the placement chose so that the model fits, a line each. adapter_notes: a line for
+        each adapter.
         """
         self.network, self.files, self.settings = network, files, settings
         self.directory = files.directory
         self.config: ModelConfig = network.config
         self.weight_bytes, self.load_seconds = weight_bytes, load_seconds
         self._context_limit, self.results = context_limit, results
-        self.decisions = decisions
+        self.decisions, self.adapter_notes = decisions, adapter_notes
         self.recorder: TraceRecorder | None = None  # see `record_trace`
 
     def __repr__(self) -> str:
@@ -196,7 +198,7 @@ class LoadedModel:
         for image in images:
             patches += [image] if isinstance(image, VideoPatches) else self.patches([image])
         counts = [image.num_tokens for image in patches]
-        return expand_placeholders(_to_ids(input_ids), counts, self.config.media), patches
+        return expand_placeholders(_to_ids(input_ids), counts, self.config.media_ids), patches
 
     def _whole_prompt_engine(self, num_tokens: int) -> Engine:
         if self._context_limit is not None and num_tokens > self._context_limit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -12,6 +12,7 @@ from typing import get_args
 import torch
 
 from ernie_local import defaults
+from ernie_local.adapters.low_rank import Adapter
 from ernie_local.config import ModelConfig
 from ernie_local.errors import DoesNotFit, UsageError, parameter
 from ernie_local.experts.math import check_triton_formats
@@ -60,6 +61,10 @@ class LoadOptions:
     is triton where that runs, with a warning where it does not. cuda_graphs: on records what a decoded token
     computes on a GPU apart from routed experts, and replays it; auto is off.
 
+    lora: adapters whose sum is added to products of the weights: directories as PEFT, PaddleFormers or
+    ERNIEKit writes them, "DIR:SCALE" for one times a number, or Adapters. They stay in memory, in bfloat16
+    beside packed weights.
+
     cache: a folder in which results are kept for later processes: features of images, and keys and values of
     conversations. They tell what was in images and said about them; only this user may read the folder.
     cache_size: most bytes of it, by default 1 GiB.
@@ -80,6 +85,7 @@ class LoadOptions:
     parallel: int | str = 1
     gpu_kernels: str = defaults.AUTO
     cuda_graphs: str = defaults.AUTO
+    lora: Sequence[str | os.PathLike[str] | Adapter] = ()
     cache: str | os.PathLike[str] | None = None
     cache_size: str | int | None = None
 
@@ -148,8 +154,7 @@ def use_threads(
 def choose_dtype(name: str | torch.dtype, files: ModelFiles, device: torch.device) -> torch.dtype:
     """The dtype to compute in: by name, or the default for this model and device."""
     if name == defaults.AUTO:
-        plain_bytes = files.weight_file_bytes if files.config.quantization is None else 0
-        name = defaults.compute_dtype(plain_bytes, on_gpu=device.type != "cpu")
+        name = defaults.compute_dtype(files.plain_weight_bytes, on_gpu=device.type != "cpu")
     return find_dtype(name, "dtype", WEIGHT_DTYPES)
 
 
@@ -251,6 +256,23 @@ class GpuChoices:
                 f"use {parameter('device', 'cuda')}, or omit both",
             )
         return GpuChoices(kernels, graphs)  # type: ignore[arg-type]
+
+    def check_adapters(self, config: ModelConfig, options: LoadOptions) -> None:
+        """DoesNotFit for adapters where what computes on a GPU has no place for them."""
+        if not options.lora:
+            return
+        if config.quantization is not None and self.kernels != "torch":
+            raise DoesNotFit(
+                f"{parameter('lora')} on a GPU with {parameter('gpu_kernels', self.kernels)}",
+                "Triton's kernels multiply packed weights alone, and add no adapter",
+                f"use {parameter('gpu_kernels', 'torch')}, which is slower, or {parameter('device', 'cpu')}",
+            )
+        if options.paging().miss_rule.computes:
+            raise DoesNotFit(
+                f"{parameter('lora')} with {parameter('misses', options.misses)}",
+                "the adapter lies in the memory of the GPU, where the processor cannot compute with it",
+                parameter("misses", "fetch"),
+            )
 
     def check(self, config: ModelConfig, device: torch.device, kv_dtype: torch.dtype) -> None:
         """DoesNotFit for what this GPU cannot do; a warning where auto finds no kernels."""

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
+from statistics import mean, pstdev
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from ernie_local.checkpoint.parts import expected_tensors
 from ernie_local.checkpoint.writer import TensorEntry, write_checkpoint
 from ernie_local.config import ModelConfig, QuantizationConfig, parse_config
 from ernie_local.packing import TILE_ROWS, LowBitFormat, PageLayout
+from ernie_local.packing.formats import TRELLIS_LEVELS, TRELLIS_SCALES
 from ernie_local.packing.page import seal
 
 WEIGHT_DEVIATION = 0.02
@@ -56,11 +58,13 @@ class RandomWeights:
         start = low_bit.row_scale_bytes()
         groups = low_bit.num_groups(columns)
         code_deviation = ((low_bit.highest_code + 1) ** 2 / 12) ** 0.5
-        typical_scale = 1.0 if low_bit.is_symmetric else 0.75 * low_bit.highest_scale
+        typical_scale = 1.0 if low_bit.has_fp16_scales else 0.75 * low_bit.highest_scale
+        if low_bit.is_trellis:
+            code_deviation, typical_scale = pstdev(TRELLIS_LEVELS), mean(TRELLIS_SCALES[8:])
         half = torch.tensor([deviation / code_deviation / typical_scale]).half().view(torch.uint8)
-        num_halves = TILE_ROWS * (groups if low_bit.is_symmetric else 1)
+        num_halves = TILE_ROWS * (groups if low_bit.has_fp16_scales else 1)
         tiles[:, : 2 * num_halves] = half.repeat(num_halves)
-        if low_bit.is_symmetric:
+        if low_bit.has_fp16_scales:
             codes = tiles[:, low_bit.metadata_bytes(columns) :]
             codes[codes == 0] = 128  # -128 has no partner
             return tiles
@@ -70,6 +74,8 @@ class RandomWeights:
             pairs = random.view(num_tiles, groups, 2, TILE_ROWS)
             pairs[:, :, 0] = pairs[:, :, 0] % 128 + 128
             pairs[:, :, 1] = pairs[:, :, 1] % 2 + middle
+        elif low_bit.is_trellis:
+            random |= 0x88
         elif low_bit.bits == 2:
             random.copy_((random % 8 + 8) | ((random // 16 % 2 + middle) << 4))
         else:
@@ -101,7 +107,7 @@ def write_random(
     directory: Path, raw: Mapping[str, object], tables: QuantizationConfig | None, seed: int
 ) -> None:
     """The checkpoint that `raw`, a config.json, describes, in the formats of `tables`, into a new place."""
-    config = dataclasses.replace(parse_config(raw, "config.json"), quantization=tables)
+    config = parse_config(raw, "config.json").packed_by(tables)
     tensors = sorted(expected_tensors(config), key=lambda tensor: not tensor.is_packed)
     entries = [TensorEntry(tensor.name, _DTYPES[tensor.code], tensor.shape) for tensor in tensors]
     directory.mkdir(parents=True)
@@ -138,7 +144,7 @@ def _random_pieces(
 
 def text_ids(config: ModelConfig, count: int, seed: int = 0) -> list[int]:
     """`count` seeded random ids of text, so that experts are chosen as evenly as possible."""
-    media = set(dataclasses.astuple(config.media))
+    media = set() if config.media_ids is None else set(dataclasses.astuple(config.media_ids))
     text = [one for one in range(_FIRST_TEXT_ID, config.text.vocab_size) if one not in media]
     chosen = torch.randint(len(text), (count,), generator=torch.Generator().manual_seed(seed)).tolist()
     return [text[one] for one in chosen]

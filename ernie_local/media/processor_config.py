@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ernie_local.config import ModelConfig, VisionConfig
+from ernie_local.config import ModelConfig, VisionConfig, image_refusal
 from ernie_local.errors import ModelUnusable, UsageError, parameter
 from ernie_local.strict_json import read_json_object, show
 
@@ -58,7 +58,8 @@ class ImageProcessorConfig:
     a patch. merge_size: patches along each side of a token. mean, std: of red, green and blue, after a byte
     is multiplied by rescale_factor. max_tokens: of an image, where a user bounds them (`with_image_tokens`);
     max_pixels is as small then. has_limits: whether a file gives the limits, not the published defaults.
-    fault: why these limits are wrong for the model; None where they may be right. note: what a file says and
+    fault: why these limits are wrong for the model; None where they may be right. reads_images: False for a
+    model that reads only text. note: what a file says and
     is not done.
     """
 
@@ -72,6 +73,7 @@ class ImageProcessorConfig:
     max_tokens: int | None = None
     has_limits: bool = field(default=True, compare=False)
     fault: str | None = field(default=None, compare=False)
+    reads_images: bool = True
     note: str | None = field(default=None, compare=False)
 
     @property
@@ -80,7 +82,12 @@ class ImageProcessorConfig:
         return self.patch_size * self.merge_size
 
     def check(self) -> None:
-        """Raise ModelUnusable where images would be read at another size than the model was trained on."""
+        """Raise ModelUnusable where images would be read at another size than the model was trained on.
+
+        UsageError for a model that reads only text.
+        """
+        if not self.reads_images:
+            raise image_refusal()
         if self.fault is not None:
             raise ModelUnusable(
                 f"the model has no {PROCESSOR_FILES[1]} with max_pixels, so it cannot read images",
@@ -89,14 +96,16 @@ class ImageProcessorConfig:
             )
 
 
-def read_processor_config(directory: Path, vision: VisionConfig) -> ImageProcessorConfig:
-    """Read the image processor's settings of a model directory.
+def read_processor_config(directory: Path, vision: VisionConfig | None) -> ImageProcessorConfig:
+    """Read the image processor's settings of a model directory; vision: None for one that reads only text.
 
     From processor_config.json (key "image_processor"), else from preprocessor_config.json, as in
     transformers; else the published defaults with the model's patch and merge size. The hub's spelling of
     processor_config.json has limits that count beside those of the other file. ModelUnusable for unreadable
     files, values that are not implemented, and sizes that differ from the model's.
     """
+    if vision is None:
+        return ImageProcessorConfig(reads_images=False)
     if vision.in_channels != _NUM_CHANNELS:
         raise ModelUnusable(
             f"{directory}: in_channels = {vision.in_channels}, but images have {_NUM_CHANNELS}",
@@ -119,17 +128,23 @@ def read_processor_config(directory: Path, vision: VisionConfig) -> ImageProcess
 
 
 def with_fault(processor: ImageProcessorConfig, config: ModelConfig) -> ImageProcessorConfig:
-    """The settings of a model, with a fault where no file gives limits and the published ones are wrong."""
-    return processor if processor.has_limits else replace(processor, fault=_fault_of_published_limits(config))
+    """The settings of a model, with a fault where no file gives limits and the published ones are wrong.
+
+    There are none for a model that reads only text.
+    """
+    is_settled = processor.has_limits or not config.reads_images
+    return processor if is_settled else replace(processor, fault=_fault_of_published_limits(config))
 
 
 def with_max_pixels(processor: ImageProcessorConfig, max_pixels: int | None) -> ImageProcessorConfig:
     """The settings with the limit that a user chose, whatever the files say; None leaves theirs.
 
-    UsageError for less than the smallest image, or more than the model can see.
+    UsageError for less than the smallest image, or more than the model can see, be it no image at all.
     """
     if max_pixels is None:
         return processor
+    if not processor.reads_images:
+        raise image_refusal()
     least, most = max(processor.min_pixels, processor.factor**2), LARGEST_PIXELS
     if not least <= max_pixels <= most:
         raise UsageError(

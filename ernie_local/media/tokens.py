@@ -28,12 +28,12 @@ _PLACEHOLDER_HINT = (
 )
 
 
-def token_types(ids: Sequence[int], media: MediaTokens, rule: VisionRule = "tags") -> torch.Tensor:
+def token_types(ids: Sequence[int], media: MediaTokens | None, rule: VisionRule = "tags") -> torch.Tensor:
     """The type of every token: (tokens,) uint8 of TEXT, IMAGE or VIDEO; IMAGE and VIDEO are vision tokens.
 
     By the rule "tags", which checkpoints were trained with, the tags around an image are vision tokens too;
     by "placeholder" only the placeholders are. An id that images and videos share, as in the hub layout, is
-    IMAGE.
+    IMAGE. media: None for a model that reads only text: all are TEXT.
     """
     import torch
 
@@ -45,6 +45,8 @@ def token_types(ids: Sequence[int], media: MediaTokens, rule: VisionRule = "tags
         )
     tensor = torch.as_tensor(ids, dtype=torch.int64)
     types = torch.full(tensor.shape, TEXT, dtype=torch.uint8)
+    if media is None:
+        return types
     video_ids, image_ids = [media.video], [media.image]
     if rule == "tags":
         video_ids += [media.video_start, media.video_end]
@@ -54,15 +56,15 @@ def token_types(ids: Sequence[int], media: MediaTokens, rule: VisionRule = "tags
     return types
 
 
-def expand_placeholders(ids: Sequence[int], counts: Sequence[int], media: MediaTokens) -> list[int]:
+def expand_placeholders(ids: Sequence[int], counts: Sequence[int], media: MediaTokens | None) -> list[int]:
     """Repeat each placeholder of an image or a video as often as that has tokens.
 
-    counts: the tokens of each, in their order.
+    counts: the tokens of each, in their order. media: None for a model that reads only text.
 
     Ids with sum(counts) placeholders are expanded already. UsageError for any other number than that or one
     placeholder for each image.
     """
-    placeholders = {media.image, media.video}
+    placeholders = set() if media is None else {media.image, media.video}
     found = sum(1 for token_id in ids if token_id in placeholders)
     if found == sum(counts):
         return list(ids)
@@ -82,7 +84,7 @@ def expand_placeholders(ids: Sequence[int], counts: Sequence[int], media: MediaT
 def positions_3d(
     ids: Sequence[int],
     grids: Sequence[Grid],
-    media: MediaTokens,
+    media: MediaTokens | None,
     merge: int,
     start: int = 0,
     *,
@@ -92,7 +94,8 @@ def positions_3d(
 
     ids: the tokens, placeholders expanded. grids: (t, h, w) in patches of every image, in order; t = 1 is
     an image, t > 1 a video of t frames. merge, temporal_merge: patches and frames that one token joins.
-    start: the position of the first token. UsageError for placeholders that do not fit the grids.
+    start: the position of the first token. media: None for a model that reads only text. UsageError for
+    placeholders that do not fit the grids.
 
     A text token is one step on all axes. The token (t, row, column) of an image that begins at position p has
     (p + t, p + row, p + column), and the text after it goes on at p + max(t, rows, columns), as in the
@@ -117,6 +120,16 @@ def positions_3d(
     return positions, position
 
 
+def model_positions(
+    ids: Sequence[int], grids: Sequence[Grid], config: ModelConfig, start: int = 0
+) -> tuple[torch.Tensor, int]:
+    """As `positions_3d`, for the model of `config`; UsageError for an image where it reads only text."""
+    if config.tower is None and not grids:
+        return positions_3d(ids, (), None, 1, start)
+    sizes = config.media, config.vision.spatial_merge_size, start
+    return positions_3d(ids, grids, *sizes, temporal_merge=config.vision.temporal_merge_size)
+
+
 def _merged_shape(grid: Grid, index: int, merge: int, temporal_merge: int) -> Grid:
     frames, rows, columns = grid
     temporal = 1 if frames == 1 else temporal_merge
@@ -131,14 +144,14 @@ def _merged_shape(grid: Grid, index: int, merge: int, temporal_merge: int) -> Gr
 
 
 def _segments(
-    ids: Sequence[int], grids: Sequence[Grid], shapes: Sequence[Grid], media: MediaTokens
+    ids: Sequence[int], grids: Sequence[Grid], shapes: Sequence[Grid], media: MediaTokens | None
 ) -> Iterator[tuple[int, Grid, int]]:
     """Cut the ids into texts (TEXT, unused, length) and images (IMAGE or VIDEO, merged shape, length).
 
     Images without a tag between them are told apart by their grids.
     """
     lengths = [frames * rows * columns for frames, rows, columns in shapes]
-    kinds = {media.video: VIDEO, media.image: IMAGE}
+    kinds = {} if media is None else {media.video: VIDEO, media.image: IMAGE}
     found = sum(1 for token_id in ids if token_id in kinds)
     if found != sum(lengths):
         raise UsageError(
@@ -154,7 +167,7 @@ def _segments(
             continue
         while left:
             num_frames = grids[index][0]
-            if media.image != media.video and (kind == VIDEO) != (num_frames > 1):
+            if media is not None and media.image != media.video and (kind == VIDEO) != (num_frames > 1):
                 name = "video" if kind == VIDEO else "image"
                 raise UsageError(
                     f"image {index + 1} has {num_frames} frames, but stands at {name} placeholders",
@@ -198,24 +211,18 @@ class MediaPrompt:
     ) -> MediaPrompt:
         """The prompt of these ids, with placeholders expanded. start: the position of the first token.
 
-        UsageError if placeholders and images disagree.
+        UsageError if placeholders and images disagree, or the model reads only text and there is an image.
         """
         import torch
 
-        positions, next_position = positions_3d(
-            token_ids,
-            [image.grid for image in images],
-            config.media,
-            config.vision.spatial_merge_size,
-            start,
-            temporal_merge=config.vision.temporal_merge_size,
-        )
+        grids, media = [image.grid for image in images], config.media_ids
+        positions, next_position = model_positions(token_ids, grids, config, start)
         tensor = torch.tensor(token_ids, dtype=torch.int64)
-        placeholder_ids = torch.tensor([config.media.image, config.media.video])
+        placeholder_ids = torch.tensor([] if media is None else [media.image, media.video])
         return cls(
             token_ids=tensor,
             positions=positions,
-            is_vision=token_types(token_ids, config.media, vision_rule) != TEXT,
+            is_vision=token_types(token_ids, media, vision_rule) != TEXT,
             is_placeholder=torch.isin(tensor, placeholder_ids),
             next_position=next_position,
         )

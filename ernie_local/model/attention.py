@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ernie_local.config import TextConfig
-from ernie_local.kernels.arguments import LayerStorage, NewToken, NewTokens, PackedAttentionCall
+from ernie_local.kernels.arguments import LayerStorage, LowRankParts, NewToken, NewTokens, PackedAttentionCall
 from ernie_local.kernels.attention import (
     attend_chunk,
     attend_token,
@@ -27,7 +27,7 @@ from ernie_local.kernels.block_attention import chunk_attention
 from ernie_local.kernels.bounded_attention import attend_in_pieces
 from ernie_local.kernels.operators import suits_decode_ops, suits_native
 from ernie_local.model.kv_cache import KVCache
-from ernie_local.model.layers import Linear, PackedLinear, RMSNorm
+from ernie_local.model.layers import AdaptedLinear, Linear, PackedLinear, RMSNorm, parts_of_linear
 from ernie_local.model.memory_use import AttentionWay
 from ernie_local.model.rope import rotate_pairs
 
@@ -71,14 +71,19 @@ class SelfAttention(nn.Module):
         self.v_proj = Linear(config.hidden_size, kv_size, bias=False)
         self.o_proj: nn.Module = Linear(query_size, config.hidden_size, bias=False)
         # In a packed checkpoint one matrix in place of the three.
-        self.qkv_proj: PackedLinear | None = None
+        self.qkv_proj: PackedLinear | AdaptedLinear | None = None
 
     @property
-    def packed_projections(self) -> tuple[PackedLinear, PackedLinear] | None:
-        """The packed matrices of queries, keys and values, and of the output; None unless both are packed."""
-        if self.qkv_proj is None or not isinstance(self.o_proj, PackedLinear):
+    def packed_projections(self) -> tuple[PackedLinear, PackedLinear, LowRankParts, LowRankParts] | None:
+        """The packed matrices of queries, keys and values, and of the output; what is added to each.
+
+        None unless both are packed.
+        """
+        qkv, qkv_added = parts_of_linear(self.qkv_proj)
+        o, o_added = parts_of_linear(self.o_proj)
+        if not (isinstance(qkv, PackedLinear) and isinstance(o, PackedLinear)):
             return None
-        return self.qkv_proj, self.o_proj
+        return qkv, o, qkv_added, o_added
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """hidden: (tokens, hidden_size) -> queries, keys and values, (tokens, their heads, head_dim) each."""
@@ -260,10 +265,11 @@ class FusedAttention(AttentionStep):
         packed = attention.packed_projections
         if packed is None:
             return AttentionStep.add_to(self, hidden, norm, attention)
-        qkv, o = packed
+        qkv, o, qkv_added, o_added = packed
         weights = (norm.weight, norm.eps, qkv.packed, qkv.format_name, o.packed, o.format_name)
         call = PackedAttentionCall(hidden, *weights, attention.num_heads, self.cosines, self.sines)
-        return packed_attention(call, self.cache.storage(attention.layer_id), self.cache.length)
+        storage = self.cache.storage(attention.layer_id)
+        return packed_attention(call, storage, self.cache.length, qkv_added, o_added)
 
     def attend(self, layer_id: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See AttentionStep."""

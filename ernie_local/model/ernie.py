@@ -28,6 +28,7 @@ from ernie_local.model.host_attention import HostAttention, join_tokens
 from ernie_local.model.host_parts import ALL_ON_GPU
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.layers import (
+    AdaptedLinear,
     Embedding,
     Linear,
     PackedEmbedding,
@@ -84,7 +85,7 @@ class NextToken(NamedTuple):
 
 
 class ErnieModel(nn.Module):
-    """ERNIE-4.5-VL for one sequence, or several (`decode_together`); the caller keeps each one's KVCache."""
+    """ERNIE 4.5 for one sequence, or several (`decode_together`); the caller keeps each one's KVCache."""
 
     def __init__(self, config: ModelConfig, gpu_kernels: str = "auto") -> None:
         """A network without routed experts, which `attach` brings: parts of it work without them.
@@ -101,14 +102,15 @@ class ErnieModel(nn.Module):
         text = config.text
         self.embed_tokens: Embedding | PackedEmbedding = Embedding(text.vocab_size, text.hidden_size)
         is_packed = config.quantization is not None
-        self.vision = VisionTower(config.vision, is_packed=is_packed)
-        self.resampler = Resampler(config)
+        if config.reads_images:
+            self.vision = VisionTower(config.vision, is_packed=is_packed)
+            self.resampler = Resampler(config)
         self.layers = nn.ModuleList(
             DecoderLayer(text, layer_id, is_packed=is_packed) for layer_id in range(text.num_hidden_layers)
         )
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps, always_native=is_packed)
         # None where the embedding is the head as well.
-        self.lm_head: Linear | PackedLinear | None = None
+        self.lm_head: Linear | PackedLinear | AdaptedLinear | None = None
         if not text.tie_word_embeddings:
             self.lm_head = Linear(text.hidden_size, text.vocab_size, bias=False)
         self._rope: TextRope | None = None
@@ -293,8 +295,7 @@ class ErnieModel(nn.Module):
         """
         weights = 0 if self.image_weights is None or not images else self.image_weights.budget_bytes
         patch_counts = [image.num_patches for image in images]
-        sizes = self.config.vision, patch_counts, self.dtype.itemsize, passes_at_once
-        return weights + encoding_bytes(*sizes)
+        return weights + encoding_bytes(self.config.tower, patch_counts, self.dtype.itemsize, passes_at_once)
 
     def decode_graphs(self, kv_dtype: torch.dtype) -> DecodeGraphs | None:
         """The graphs of one new cache of this dtype; None where decode is not recorded.
@@ -382,15 +383,16 @@ class ErnieModel(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden: (tokens, hidden_size) from `forward` -> (tokens, vocab_size) float32, where the head is."""
         head = self.embed_tokens if self.lm_head is None else self.lm_head
-        return _score(head, hidden, on_host=self.host.has_head).float()
+        return _score(head, hidden, self.host.has_head).float()
 
 
 def _score(
-    head: Linear | Embedding | PackedLinear | PackedEmbedding, hidden: Tensor, *, on_host: bool
+    head: Linear | Embedding | PackedLinear | PackedEmbedding | AdaptedLinear, hidden: Tensor, on_host: bool
 ) -> Tensor:
     if on_host:  # where packed weights take float32
         hidden = receive(hidden)
-        hidden = hidden if isinstance(head, Linear | Embedding) else hidden.float()
+        weights = head.base if isinstance(head, AdaptedLinear) else head
+        hidden = hidden if isinstance(weights, Linear | Embedding) else hidden.float()
     if isinstance(head, Embedding):
         return functional.linear(hidden, head.weight)
     scores: Tensor = head.score(hidden) if isinstance(head, PackedEmbedding) else head(hidden)

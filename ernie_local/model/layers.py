@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ernie_local.config import ModelConfig
-from ernie_local.kernels.arguments import PackedMatrix
+from ernie_local.kernels.arguments import NOTHING_ADDED, LowRankExperts, LowRankParts, PackedMatrix
 from ernie_local.kernels.experts import packed_gated_mlp
 from ernie_local.kernels.linear import packed_linear, packed_rows
+from ernie_local.kernels.low_rank import add_low_rank
 from ernie_local.kernels.native import native_module
 from ernie_local.kernels.norm_route import rms_norm
 from ernie_local.kernels.operators import MOST_TOKENS, suits_decode_ops
@@ -106,6 +107,34 @@ class PackedLinear(_PackedModule):
         return output if self.bias is None else output.add_(self.bias)
 
 
+class AdaptedLinear(nn.Module):
+    """A linear layer, plain or packed, and what an adapter adds to its product."""
+
+    def __init__(self, base: nn.Module, parts: LowRankParts) -> None:
+        super().__init__()
+        self.base, self.parts = base, parts
+
+    @property
+    def weight(self) -> Tensor:
+        """Of a plain layer, without what is added to it."""
+        weight = self.base.weight
+        assert isinstance(weight, Tensor), "a packed layer has no such tensor"
+        return weight
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """hidden: (tokens, columns) -> (tokens, rows)."""
+        output: Tensor = self.base(hidden)
+        add_low_rank(output, hidden, self.parts)
+        return output
+
+
+def parts_of_linear(linear: nn.Module | None) -> tuple[nn.Module | None, LowRankParts]:
+    """A layer without its adapter, and what that adds."""
+    if isinstance(linear, AdaptedLinear):
+        return linear.base, linear.parts
+    return linear, NOTHING_ADDED
+
+
 class PackedEmbedding(_PackedModule):
     """Rows of a packed matrix by token id; the same bytes may serve as the head."""
 
@@ -134,11 +163,12 @@ class PackedGatedMLP(nn.Module):
         super().__init__()
         self.register_buffer("page", page)
         self.layout = layout
+        self.adapter: LowRankExperts | None = None  # what is added to it, as to a bank of one expert
         self._gpu_kernels = gpu_kernels
 
     def forward(self, hidden: Tensor) -> Tensor:
         """hidden: (tokens, hidden_size) -> the same shape."""
-        return packed_gated_mlp(hidden, self.page, self.layout, self._gpu_kernels)
+        return packed_gated_mlp(hidden, self.page, self.layout, self._gpu_kernels, self.adapter)
 
 
 def computes_rows_apart(config: ModelConfig, modules: Iterable[nn.Module]) -> bool:

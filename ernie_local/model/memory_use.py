@@ -209,19 +209,22 @@ def image_prompt_bytes(
 
     Patches in float32; each image's features, and all of them in one piece; and a chunk of several banks.
     """
-    patches = num_patches * config.vision.patch_values * FLOAT_BYTES
+    patches = num_patches * config.vision.patch_values * FLOAT_BYTES if num_patches else 0
     features = 2 * num_image_tokens * config.text.hidden_size * item_bytes
     return patches + features + mixed_chunk_bytes(config.text, chunk_tokens, item_bytes)
 
 
 def encoding_bytes(
-    config: VisionConfig,
+    config: VisionConfig | None,
     patch_counts: Sequence[int],
     item_bytes: int = FLOAT_BYTES,
     passes_at_once: int = 1,
 ) -> int:
     """About the most memory that encoding images takes besides the results. item_bytes: of a number that is
-    computed with. passes_at_once: through the tower, of which each waits for the others after every block."""
+    computed with. passes_at_once: through the tower, of which each waits for the others after every block.
+    config: None for a model that reads only text, which encodes none."""
+    if config is None:
+        return 0
     sizes = [sum(patch_counts[together]) for together in tower_passes(patch_counts)]
     groups = [sizes[start : start + passes_at_once] for start in range(0, len(sizes), passes_at_once)]
     numbers = (
@@ -248,6 +251,8 @@ def prompt_room(
     and of all that one prompt brings. item_bytes: of a number that is computed with.
     """
     chunk = min(chunk_tokens, num_tokens)
+    if not config.reads_images:
+        return attention_bytes(config.text, chunk, num_tokens, way)
     encoding = encoding_bytes(config.vision, patch_counts, item_bytes)
     at_work = max(attention_bytes(config.text, chunk, num_tokens, way), encoding)
     num_image_tokens = prompt_patches // config.vision.spatial_merge_size**2

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ernie_local.config import Bank, ExpertBank, Modality, TextConfig
+from ernie_local.kernels.arguments import LowRankExperts
 from ernie_local.kernels.memory import send
 from ernie_local.kernels.norm_route import route
 from ernie_local.kernels.operators import suits_decode_ops
@@ -26,7 +27,8 @@ class RoutedTokens(NamedTuple):
 
     hidden: (tokens, hidden_size); expert_ids: (tokens, top_k) int64, within the bank; expert_weights:
     (tokens, top_k) in hidden's dtype; shared_page: (1, page_bytes) uint8, an expert that every token visits
-    with weight 1, only for providers with `takes_shared_page`; are_few: see ExpertsCall.
+    with weight 1, only for providers with `takes_shared_page`; are_few: see ExpertsCall. adapter,
+    shared_adapter: what is added to the bank's experts, and to that page.
     """
 
     layer_id: int
@@ -36,6 +38,8 @@ class RoutedTokens(NamedTuple):
     expert_weights: Tensor
     shared_page: Tensor | None = None
     are_few: bool | None = None
+    adapter: LowRankExperts | None = None
+    shared_adapter: LowRankExperts | None = None
 
     def apart(self) -> RoutedTokens:
         """A row for each choice of each token, so that each gives its own result; no shared page."""
@@ -46,6 +50,7 @@ class RoutedTokens(NamedTuple):
             self.expert_ids.view(-1, 1),  # (tokens * top_k, 1)
             self.expert_weights.view(-1, 1),
             are_few=True,
+            adapter=self.adapter,
         )
 
 
@@ -201,6 +206,7 @@ class MoEBlock(nn.Module):
             )
             self.routers[bank.name] = router
             self.add_module(f"{bank.name}_router", router)
+        self.adapters: dict[Bank, LowRankExperts] = {}  # what is added to experts, by bank
         self.shared_experts: GatedMLP | PackedGatedMLP | None = None
         if config.num_shared_experts:
             self.shared_experts = GatedMLP(config.hidden_size, config.shared_expert_size)
@@ -237,8 +243,10 @@ class MoEBlock(nn.Module):
         """
         if on_route is not None:
             on_route(self.layer_id, bank, *chosen, rows.places(bank))
-        page = self._shared_page(experts) if rows.only_bank is not None else None
-        return experts.compute(RoutedTokens(self.layer_id, bank, hidden, *chosen, page))
+        shared = self._shared_page(experts) if rows.only_bank is not None else None
+        page, shared_adapter = (None, None) if shared is None else (shared.page, shared.adapter)
+        adapters = self.adapters.get(bank), shared_adapter
+        return experts.compute(RoutedTokens(self.layer_id, bank, hidden, *chosen, page, None, *adapters))
 
     def shared_apart(self, hidden: Tensor, experts: ExpertProvider) -> Tensor | None:
         """What `serve` leaves to be added: shared experts that are not computed with routed ones."""
@@ -247,6 +255,7 @@ class MoEBlock(nn.Module):
         output: Tensor = self.shared_experts(hidden)  # (tokens, hidden_size)
         return output
 
-    def _shared_page(self, experts: ExpertProvider) -> Tensor | None:
+    def _shared_page(self, experts: ExpertProvider) -> PackedGatedMLP | None:
+        """The shared experts, where they are one page and computed with routed ones."""
         shared = self.shared_experts
-        return shared.page if isinstance(shared, PackedGatedMLP) and experts.takes_shared_page else None
+        return shared if isinstance(shared, PackedGatedMLP) and experts.takes_shared_page else None

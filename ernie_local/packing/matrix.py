@@ -3,8 +3,8 @@
 Tiles of 16 rows hold metadata, then codes. Metadata: 16 fp16 row scales, then the groups, first to last. For
 each group w4 has 16 scale bytes and 16 zero bytes; the 2-bit formats 16 bytes, scale in the low nibble, zero
 in the high one; w3 16 bytes with the scale in the low six bits and the zero's low two bits above, then 8
-bytes with the zero's high four bits, row 2i in the low nibble of byte i. w8 has no row scales, and 16 fp16
-scales for each group.
+bytes with the zero's high four bits, row 2i in the low nibble of byte i. w2t has 8 bytes of such nibbles, its
+scales. w8 has no row scales, and 16 fp16 scales for each group.
 
 Codes have their columns interleaved the way byte dot products want them. A 64-byte block holds, at byte `4 *
 row + j`, columns of the residue `j` modulo 4: one code in w8, two in w4 (low nibble first), four in the 2-bit
@@ -20,17 +20,18 @@ import torch
 from torch import Tensor
 
 from ernie_local.errors import ModelUnusable, UsageError
-from ernie_local.packing.formats import TILE_ROWS, LowBitFormat, check_shape
+from ernie_local.packing.formats import TILE_ROWS, TRELLIS_SCALES, TRELLIS_ZERO, LowBitFormat, check_shape
+from ernie_local.packing.trellis import levels_of
 
-SYMMETRIC_ZERO = 128
+W8_ZERO = 128
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedMatrix:
     """Codes with their scales, one number a place.
 
-    codes: (rows, columns) uint8. scales: (rows, groups), uint8, or fp16 in a symmetric format. zeros: (rows,
-    groups) uint8 and row_scales: (rows,) fp16, both None in a symmetric format.
+    codes: (rows, columns) uint8; of w2t as packing/trellis.py says. scales: (rows, groups) uint8, in w8 fp16.
+    zeros: (rows, groups) uint8, None in w8 and w2t. row_scales: (rows,) fp16, None in w8.
     """
 
     low_bit: LowBitFormat
@@ -45,12 +46,12 @@ class QuantizedMatrix:
         check_shape(rows, columns)
         low_bit = self.low_bit
         groups = (rows, low_bit.num_groups(columns))
-        symmetric = low_bit.is_symmetric
-        scale_dtype = torch.float16 if symmetric else torch.uint8
+        fp16 = low_bit.has_fp16_scales
+        scale_dtype = torch.float16 if fp16 else torch.uint8
         _check("codes", self.codes, (rows, columns), torch.uint8, low_bit.highest_code)
-        _check("scales", self.scales, groups, scale_dtype, None if symmetric else low_bit.highest_scale)
-        _check("zeros", self.zeros, None if symmetric else groups, torch.uint8, low_bit.highest_zero)
-        _check("row_scales", self.row_scales, None if symmetric else (rows,), torch.float16, None)
+        _check("scales", self.scales, groups, scale_dtype, None if fp16 else low_bit.highest_scale)
+        _check("zeros", self.zeros, groups if low_bit.has_zeros else None, torch.uint8, low_bit.highest_zero)
+        _check("row_scales", self.row_scales, None if fp16 else (rows,), torch.float16, None)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -65,7 +66,7 @@ def _check(
         if (tensor is None) != (shape is None):
             raise UsageError(
                 f"{name} given: {tensor is not None}, wanted: {shape is not None}",
-                "symmetric formats have no zeros and no row scales, the others have both",
+                "w8 has no zeros and no row scales, w2t no zeros, the others have both",
                 "use the format that the numbers were made for",
             )
         return
@@ -92,12 +93,22 @@ def _check(
 def dequantize(matrix: QuantizedMatrix, dtype: torch.dtype = torch.float32) -> Tensor:
     """The weights, (rows, columns), computed in float32, then cast; formats.py has the formula."""
     low_bit, (_, columns) = matrix.low_bit, matrix.shape
-    codes = matrix.codes.float()
-    scales = per_column(matrix.scales.float(), low_bit, columns)
-    if matrix.zeros is None or matrix.row_scales is None:
-        return ((codes - SYMMETRIC_ZERO) * scales).to(dtype)
-    zeros = per_column(matrix.zeros.float(), low_bit, columns) / low_bit.zero_divisor
-    return ((codes - zeros) * (scales * matrix.row_scales.float()[:, None])).to(dtype)
+    codes = (levels_of(matrix.codes) if low_bit.is_trellis else matrix.codes).float()
+    scales = per_column(numbers_of_scales(matrix), low_bit, columns)
+    zeros: Tensor | int = TRELLIS_ZERO if low_bit.is_trellis else W8_ZERO
+    if matrix.zeros is not None:
+        zeros = per_column(matrix.zeros.float(), low_bit, columns) / low_bit.zero_divisor
+    if matrix.row_scales is not None:
+        scales = scales * matrix.row_scales.float()[:, None]
+    return ((codes - zeros) * scales).to(dtype)
+
+
+def numbers_of_scales(matrix: QuantizedMatrix) -> Tensor:
+    """What the stored scales mean, (rows, groups) float32, without the row's."""
+    if not matrix.low_bit.is_trellis:
+        return matrix.scales.float()
+    numbers = torch.tensor(TRELLIS_SCALES, dtype=torch.float32, device=matrix.scales.device)
+    return numbers[matrix.scales.long()]
 
 
 def per_column(values: Tensor, low_bit: LowBitFormat, columns: int) -> Tensor:
@@ -110,7 +121,7 @@ def pack_matrix(matrix: QuantizedMatrix) -> Tensor:
     low_bit, (rows, columns) = matrix.low_bit, matrix.shape
     tiles = low_bit.num_tiles(rows)
     # Rows that only fill the last tile mean zero: scale 0, and in w8 the middle code as well.
-    codes = _tiled(matrix.codes, tiles, SYMMETRIC_ZERO if low_bit.is_symmetric else 0)
+    codes = _tiled(matrix.codes, tiles, W8_ZERO if low_bit.has_fp16_scales else 0)
     metadata = _pack_metadata(matrix, tiles)
     packed = torch.zeros(tiles, low_bit.tile_bytes(columns), dtype=torch.uint8)
     packed[:, : metadata.shape[1]] = metadata
@@ -158,17 +169,18 @@ def _untiled(values: Tensor, rows: int) -> Tensor:
 def _pack_metadata(matrix: QuantizedMatrix, tiles: int) -> Tensor:
     """(tiles, metadata bytes) uint8, only up to the last group: the caller pads to `metadata_bytes`."""
     scales = _tiled(matrix.scales, tiles).transpose(1, 2)  # (tiles, groups, 16)
-    if matrix.zeros is None or matrix.row_scales is None:
+    if matrix.row_scales is None:
         return scales.contiguous().view(torch.uint8).flatten(1)
+    row_scales = _tiled(matrix.row_scales, tiles).view(torch.uint8)  # (tiles, 32)
+    if matrix.zeros is None:
+        return torch.cat((row_scales, _pack_nibbles(scales).flatten(1)), dim=-1)
     zeros = _tiled(matrix.zeros, tiles).transpose(1, 2)
     if matrix.low_bit.scale_bits == 8:
         groups = torch.cat((scales, zeros), dim=-1)
     elif matrix.low_bit.scale_bits == 4:
         groups = scales | (zeros << 4)
     else:
-        high = (zeros >> 2).unflatten(-1, (TILE_ROWS // 2, 2))  # (tiles, groups, 8, 2)
-        groups = torch.cat((scales | (zeros & 3) << 6, high[..., 0] | high[..., 1] << 4), dim=-1)
-    row_scales = _tiled(matrix.row_scales, tiles).view(torch.uint8)  # (tiles, 32)
+        groups = torch.cat((scales | (zeros & 3) << 6, _pack_nibbles(zeros >> 2)), dim=-1)
     return torch.cat((row_scales, groups.flatten(1)), dim=-1)
 
 
@@ -179,17 +191,28 @@ def _unpack_metadata(
     start = low_bit.row_scale_bytes()
     per_group = TILE_ROWS * (low_bit.scale_bits + low_bit.zero_bits) // 8
     groups = packed[:, start : start + num_groups * per_group].unflatten(1, (num_groups, per_group))
-    if low_bit.is_symmetric:
+    if low_bit.has_fp16_scales:
         return None, groups.contiguous().view(torch.float16), None
     row_scales = packed[:, :start].contiguous().view(torch.float16)
+    if not low_bit.has_zeros:
+        return row_scales, _unpack_nibbles(groups), None
     first = groups[..., :TILE_ROWS]
     if low_bit.scale_bits == 8:
         return row_scales, first, groups[..., TILE_ROWS:]
     if low_bit.scale_bits == 4:
         return row_scales, first & 15, first >> 4
-    nibbles = groups[..., TILE_ROWS:].unsqueeze(-1)  # (tiles, groups, 8, 1)
-    high = torch.cat((nibbles & 15, nibbles >> 4), dim=-1).flatten(-2)  # (tiles, groups, 16)
-    return row_scales, first & 63, (first >> 6) | (high << 2)
+    return row_scales, first & 63, (first >> 6) | (_unpack_nibbles(groups[..., TILE_ROWS:]) << 2)
+
+
+def _pack_nibbles(values: Tensor) -> Tensor:
+    """(tiles, groups, 16) -> (tiles, groups, 8)."""
+    pairs = values.unflatten(-1, (TILE_ROWS // 2, 2))  # (tiles, groups, 8, 2)
+    packed: Tensor = pairs[..., 0] | pairs[..., 1] << 4
+    return packed
+
+
+def _unpack_nibbles(packed: Tensor) -> Tensor:
+    return torch.stack((packed & 15, packed >> 4), dim=-1).flatten(-2)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:

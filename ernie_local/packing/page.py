@@ -202,11 +202,11 @@ def check_page(page: Tensor, wanted: PageLayout | ForeignLayout, where: str) -> 
 
 def check_scales(tiles: Tensor, low_bit: LowBitFormat, columns: int, where: str) -> None:
     """Raise ModelUnusable if an fp16 scale of these whole tiles, (bytes,) uint8, is no usable number."""
-    groups = low_bit.num_groups(columns) if low_bit.is_symmetric else 1
+    groups = low_bit.num_groups(columns) if low_bit.has_fp16_scales else 1
     # A view first: copying numbers is five times as fast as copying bytes.
     rows = tiles.view(-1, low_bit.tile_bytes(columns)).view(torch.float16)  # (tiles, tile_bytes / 2)
     scales = rows[:, : TILE_ROWS * groups].contiguous()
-    _check_magnitude(scales, max(low_bit.highest_scale, 1) * low_bit.highest_code, where)
+    _check_magnitude(scales, low_bit.widest_range, where)
 
 
 def _check_magnitude(scales: Tensor, largest_factor: int, where: str) -> None:

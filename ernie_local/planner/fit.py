@@ -216,12 +216,24 @@ def _refusal(memory: AvailableMemory, need: MemoryNeed, whole: MemoryNeed, least
         rounded = -(-least // (64 * MIB)) * 64
         available = f"{parameter(memory.limit_name)} is {format_bytes(memory.total)}"
         hint = f"{parameter(memory.limit_name, f'{rounded}MiB')}, {smaller}"
+    what = f"the model needs at least {format_bytes(least)} of memory, {available}"
+    if need.expert_bytes and need.least_expert_bytes is None:
+        return unpaged_refusal(what, need.expert_bytes, hint)
     return DoesNotFit(
-        f"the model needs at least {format_bytes(least)} of memory, {available}",
+        what,
         f"every token reads {format_bytes(need.dense_bytes - need.image_weight_bytes)} of weights, the KV "
         f"cache takes {format_bytes(need.cache_bytes)}, and the rest is the experts of one token, workspace "
         "and the process itself",
         hint,
+    )
+
+
+def unpaged_refusal(what: str, expert_bytes: int, hint: str) -> DoesNotFit:
+    """The error for too little memory, where experts are stored as another tool quantized them."""
+    return DoesNotFit(
+        what,
+        f"its {format_bytes(expert_bytes)} of experts are dequantized as they are read, and cannot be paged",
+        f"let `ernie-local quantize` make a checkpoint that is paged: it reads layer by layer; or {hint}",
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 from ernie_local.errors import DoesNotFit
@@ -96,12 +97,13 @@ def plan_gpu(
         placement, fits = _place(need, vram_bytes), True
     except DoesNotFit:
         placement, fits = _place(need, least), False
-    vram = MemoryPlan("vram", tuple(_terms(need, placement)), vram_bytes, headroom_bytes())
+    memory_plan = partial(MemoryPlan.of, reads_images=model.config.reads_images)
+    vram = memory_plan("vram", _terms(need, placement), vram_bytes, headroom_bytes())
     text_bytes, slots = need.weights.text_experts, vram.in_decode(_SLOTS)
     chosen = replace(chat, kv_dtype=placement.layout.kv_dtype), placement.chunk_tokens, placement.decisions
     host_terms = tuple(_host_terms(need, placement))
     if slots is None:
-        host = MemoryPlan("ram", host_terms, ram.allowed_bytes)
+        host = memory_plan("ram", host_terms, ram.allowed_bytes)
         tier: Tier = "resident" if fits else "does not fit"
         return GpuPlan(
             tier, vram, host, text_bytes, text_bytes, 0, least, *chosen, host=placement.layout.host
@@ -115,7 +117,7 @@ def plan_gpu(
         tier = "needs ram"
     held = min(max(room, plan.least_bytes), plan.most_bytes) // plan.frame_bytes * plan.frame_bytes
     experts = Term.always("experts in RAM", "computed", Amount.exactly(held))
-    host = MemoryPlan("ram", (*host_terms, experts), ram.allowed_bytes)
+    host = memory_plan("ram", (*host_terms, experts), ram.allowed_bytes)
     return GpuPlan(
         tier if fits else "does not fit",
         vram,

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from ernie_local.defaults import ANSWER_TOKENS, AUTO
 from ernie_local.errors import DoesNotFit, parameter
-from ernie_local.planner.fit import SLACK_BYTES, AvailableMemory
+from ernie_local.planner.fit import SLACK_BYTES, AvailableMemory, unpaged_refusal
 from ernie_local.planner.gpu_need import GpuLayout, GpuNeed
 from ernie_local.sizes import MIB, format_bytes
 
@@ -215,9 +215,12 @@ def _refusal(gpu: AvailableMemory, need: GpuNeed) -> DoesNotFit:
     else:
         available = f"{parameter(gpu.limit_name)} is {format_bytes(gpu.total)}"
         hints.insert(0, parameter(gpu.limit_name, f"{-(-least // (64 * MIB)) * 64}MiB"))
+    what = f"the model needs at least {format_bytes(least)} of the GPU's memory, {available}"
+    if need.weights.experts and need.plan is None:
+        return unpaged_refusal(what, need.weights.experts, ", or ".join(hints))
     *_, last = (*need.layouts(), *need.last_layouts())
     return DoesNotFit(
-        f"the model needs at least {format_bytes(least)} of the GPU's memory, {available}",
+        what,
         f"with all measures {format_bytes(need.dense_bytes(last))} of weights stay on the GPU, the KV cache "
         f"takes {format_bytes(need.cache_bytes(last))}, workspace {format_bytes(need.room_bytes(last))}, and "
         "the rest is the experts of one token",

@@ -25,7 +25,8 @@ from ernie_local.model.memory_use import (
     host_attention_bytes,
     image_prompt_bytes,
 )
-from ernie_local.planner.need import ChatPlan, ProjectionBytes, WeightBytes
+from ernie_local.planner.need import ChatPlan
+from ernie_local.planner.weight_bytes import ProjectionBytes, WeightBytes
 from ernie_local.sizes import aligned
 
 # Of an image of 1280 tokens, four patches each: a page that is read at its usual size. One may come later.
@@ -162,7 +163,7 @@ class GpuNeed:
     def encoding_room(self, layout: GpuLayout) -> int:
         """Workspace while an image is encoded."""
         return max(
-            encoding_bytes(self.config.vision, patches, self.chat.item_bytes)
+            encoding_bytes(self.config.tower, patches, self.chat.item_bytes)
             + self._held_bytes(layout, patches)
             for patches in self._images()
         )
@@ -187,7 +188,7 @@ class GpuNeed:
 
     def early_cache_bytes(self, layout: GpuLayout) -> int:
         """The cache while the first images are encoded: it has room for them already."""
-        usual = _PATCHES // self.config.vision.spatial_merge_size**2
+        usual = self._tokens_of(_PATCHES if self.config.reads_images else 0)
         return self.cache_bytes(layout, min(max(usual, self.chat.image_tokens), self.chat.context_size))
 
     def most_tokens_with_image(self, layout: GpuLayout, shared_bytes: int) -> int:
@@ -239,10 +240,14 @@ class GpuNeed:
 
     def _images(self) -> tuple[list[int], ...]:
         """Patches of images that a prompt may bring: one of the usual size, and those of the chat."""
-        return [_PATCHES], self.chat.patch_counts
+        return ([_PATCHES] if self.config.reads_images else []), self.chat.patch_counts
 
     def _held_bytes(self, layout: GpuLayout, patch_counts: list[int]) -> int:
         patches = sum(patch_counts)
-        tokens = patches // self.config.vision.spatial_merge_size**2
-        chunk = min(layout.chunk_tokens, self.chat.context_size)
+        # Where no image can come, no chunk has tokens of several banks.
+        chunk = min(layout.chunk_tokens, self.chat.context_size) if self.config.reads_images else 0
+        tokens = self._tokens_of(patches)
         return image_prompt_bytes(self.config, patches, tokens, chunk, self.chat.item_bytes)
+
+    def _tokens_of(self, num_patches: int) -> int:
+        return num_patches // self.config.vision.spatial_merge_size**2 if num_patches else 0

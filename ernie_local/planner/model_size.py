@@ -1,12 +1,13 @@
 """Reads a model as the planner sees it: its config, and every tensor with format and bytes, but no values.
 
 From the headers of a checkpoint, from a config.json alone, or, before anything is downloaded, from the sizes
-of ERNIE-4.5-VL-28B-A3B in the package.
+of published models in the package.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,25 +15,33 @@ from typing import Literal
 
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.header import files_bytes
-from ernie_local.checkpoint.parts import ModelPart, ModelTensor, expected_tensors, model_parts, stored_tensors
+from ernie_local.checkpoint.parts import (
+    ModelPart,
+    ModelTensor,
+    expected_tensors,
+    model_parts,
+    plain_bytes,
+    stored_tensors,
+)
 from ernie_local.config import ModelConfig, parse_config, read_config
 from ernie_local.errors import UsageError, parameter
 from ernie_local.experts.plan import PagingPlan
 from ernie_local.media.processor_config import ImageProcessorConfig, read_processor_config, with_fault
 from ernie_local.media.video_config import published_video_processor, read_video_processor
-from ernie_local.packing.formats import find_format, formats_for
-from ernie_local.planner.need import WEIGHT_ITEM_BYTES, WeightBytes, expert_page_sizes, weights_in_memory
+from ernie_local.packing.formats import find_format, formats_by_bits
+from ernie_local.planner.need import expert_page_sizes
 from ernie_local.planner.rates import DecodeWork, count_decode_work
+from ernie_local.planner.weight_bytes import WEIGHT_ITEM_BYTES, WeightBytes, adapter_bytes, weights_in_memory
 from ernie_local.strict_json import read_json_object
 
-PUBLISHED_NAME = "ernie-4.5-vl-28b-a3b"
+# Models whose config.json is in the package, as `vram` takes them.
+PUBLISHED_NAMES = ("ernie-4.5-vl-28b-a3b", "ernie-4.5-vl-424b-a47b")
 # Formats of experts by `quantize --bits`; mixed bits are 2.5 per weight on average.
-_EXPERT_FORMATS = {str(one.bits): one for one in formats_for("experts")} | {"mixed": find_format("w2l")}
+_EXPERT_FORMATS = formats_by_bits() | {"mixed": find_format("w2l")}
 BITS_BEST_FIRST = (
     "16",
     *sorted(_EXPERT_FORMATS, key=lambda bits: _EXPERT_FORMATS[bits].nominal_bits, reverse=True),
 )
-_PUBLISHED_CONFIG = Path(__file__).with_name(f"{PUBLISHED_NAME}.json")
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,8 @@ class ModelSize:
     processor: ImageProcessorConfig
     video_processor: ImageProcessorConfig
     stored: tuple[tuple[ModelTensor, ...], int] | None = None
+    # Of all adapters, beside weights in the formats of a config.
+    adapter_numbers: Callable[[ModelConfig], int] = lambda _: 0
     # What was asked for before: a model has thousands of tensors.
     _weights: dict[tuple[int, bool], WeightBytes] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -66,6 +77,11 @@ class ModelSize:
         """Of all weight files."""
         return files_bytes(self.tensors) if self.stored is None else self.stored[1]
 
+    @property
+    def plain_weight_bytes(self) -> int:
+        """Of a model that is not packed: as files have its weights, or in bfloat16 if compressed there."""
+        return self.file_bytes if self.config.compression is None else plain_bytes(self.config)
+
     @cached_property
     def parts(self) -> list[ModelPart]:
         """Its parts, with weights and bytes in files."""
@@ -73,7 +89,9 @@ class ModelSize:
 
     @cached_property
     def paging_plan(self) -> PagingPlan | None:
-        """How the pages of its experts share a memory; None for a model without experts."""
+        """How the pages of its experts share a memory; None for a model without experts to page."""
+        if any(tensor.is_compressed and tensor.name.startswith("experts.") for tensor in self.tensors):
+            return None  # a page is bytes that are computed with as they are in the files
         sizes = expert_page_sizes(self.tensors, self.config)
         return PagingPlan(sizes, self.config.text.experts_per_token) if sizes else None
 
@@ -82,7 +100,10 @@ class ModelSize:
         key = (item_bytes, in_slots)
         if key not in self._weights:
             text = self.config.text
-            self._weights[key] = weights_in_memory(self.tensors, text, item_bytes, in_slots=in_slots)
+            weights = weights_in_memory(self.tensors, text, item_bytes, in_slots=in_slots)
+            is_packed = self.config.quantization is not None
+            adapters = adapter_bytes(self.adapter_numbers(self.config), item_bytes, is_packed=is_packed)
+            self._weights[key] = weights.with_adapters(adapters)
         return self._weights[key]
 
     def decode_work(self, dtype: str) -> DecodeWork:
@@ -93,12 +114,12 @@ class ModelSize:
         return self._work[dtype]
 
 
-def published_model() -> ModelSize:
-    """ERNIE-4.5-VL-28B-A3B in bfloat16 as it is published, by its sizes."""
-    raw = read_json_object(_PUBLISHED_CONFIG)
-    config = parse_config(raw, f"{PUBLISHED_NAME} (sizes that come with the package)")
+def published_model(name: str = PUBLISHED_NAMES[0]) -> ModelSize:
+    """One of PUBLISHED_NAMES in bfloat16 as it is published, by its sizes."""
+    raw = read_json_object(Path(__file__).with_name(f"{name}.json"))
+    config = parse_config(raw, f"{name} (sizes that come with the package)")
     processor = ImageProcessorConfig()
-    return ModelSize(PUBLISHED_NAME, config, processor, published_video_processor(processor))
+    return ModelSize(name, config, processor, published_video_processor(processor))
 
 
 def read_model(directory: Path) -> ModelSize:
@@ -111,8 +132,8 @@ def read_model(directory: Path) -> ModelSize:
     from ernie_local.checkpoint.index import account
 
     config = read_config(directory)
-    processor = with_fault(read_processor_config(directory, config.vision), config)
-    video = read_video_processor(directory, processor)
+    processor = with_fault(read_processor_config(directory, config.tower), config)
+    video = read_video_processor(directory, processor) if config.reads_images else processor
     if not any((directory / name).exists() for name in (SINGLE_FILE, INDEX_FILE)):
         return ModelSize(str(directory), config, processor, video)
     stored = read_stored_tensors(directory)
@@ -141,5 +162,5 @@ def with_formats(model: ModelSize, choice: FormatChoice, option: str) -> ModelSi
             "its formats are what its files say",
             f"remove {option}, or name the bfloat16 model",
         )
-    config = dataclasses.replace(model.config, quantization=format_tables(model.config, choice))
-    return ModelSize(model.name, config, model.processor, model.video_processor)
+    config = model.config.packed_by(format_tables(model.config, choice))
+    return dataclasses.replace(model, config=config, stored=None)

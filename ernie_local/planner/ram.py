@@ -20,6 +20,7 @@ from ernie_local.planner.fit import AvailableMemory, Placement, default_reserve,
 from ernie_local.planner.model_size import ModelSize
 from ernie_local.planner.need import ChatPlan, MemoryNeed, chat_need, compiled_bytes
 from ernie_local.planner.terms import NOTHING, Amount, MemoryPlan, Phase, Term
+from ernie_local.planner.weight_bytes import ADAPTERS_PART
 from ernie_local.sizes import HUGE_PAGE, MIB
 
 # Python with torch and this package when loading begins (246 to 249 MiB, by processor), and what comes later:
@@ -99,7 +100,9 @@ def plan_cpu(model: ModelSize, chat: ChatPlan, budget: Budget) -> CpuPlan:
         enough = need.paged_bytes(placement.chunk_tokens, placement.swapped_bytes)
         placement = placement if placement.paged_bytes >= enough else None
     shown = placement or place(need, Budget(least).memory(used))
-    memory = MemoryPlan("ram", _terms(model, chat, shown, need), budget.allowed_bytes)
+    reads_images = model.config.reads_images
+    terms = _terms(model, chat, shown, need)
+    memory = MemoryPlan.of("ram", terms, budget.allowed_bytes, reads_images=reads_images)
     slots, plan = memory.in_decode(_SLOTS), model.paging_plan
     share = 1.0 if plan is None or slots is None else min(1.0, slots / plan.bytes_of("text"))
     return CpuPlan(memory, placement, least, fit.resident_total(need, used), slots, share)
@@ -131,6 +134,7 @@ def _terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryN
             terms.append(Term.always(name, "exact", num_bytes))
         elif chat.images:
             terms.append(Term(name, "exact", {"vision": num_bytes}))
+    terms.append(Term.exact(ADAPTERS_PART, weights.parts.get(ADAPTERS_PART, 0)))
     # Packed weights besides paged experts come in whole huge pages; where all are resident they are mapped.
     has_end = model.config.quantization is not None and not is_resident
     ends = Amount(0, HUGE_PAGE // 2, HUGE_PAGE) if has_end else NOTHING
@@ -149,12 +153,13 @@ def _terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryN
 
 def _working_terms(model: ModelSize, chat: ChatPlan, placement: Placement, need: MemoryNeed) -> list[Term]:
     """What a chat takes besides weights."""
-    text, vision, images = model.config.text, model.config.vision, chat.images
+    text, vision, images = model.config.text, model.config.tower, chat.images
     num_tokens = chat.context_size
     chunk = min(placement.chunk_tokens, num_tokens)
     one_cache = chat.kv_size(text).touched_bytes(num_tokens)
     cache = Amount.exactly(chat.parallel * one_cache)
-    pixels = Amount.exactly(sum(chat.patch_counts) * vision.patch_values * FLOAT_BYTES)
+    patch_values = 0 if vision is None else vision.patch_values
+    pixels = Amount.exactly(sum(chat.patch_counts) * patch_values * FLOAT_BYTES)
     encoding = encoding_bytes(vision, chat.patch_counts, chat.item_bytes)
     tower = Amount(encoding // 2, int(_ENCODING_SHARE * encoding), encoding)
     features = Amount.exactly(chat.image_tokens * text.hidden_size * FLOAT_BYTES)

@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from ernie_local.checkpoint.parts import ModelTensor, experts_part
 from ernie_local.config import ModelConfig
-from ernie_local.planner.need import WEIGHT_ITEM_BYTES, WeightBytes, bytes_in_memory
+from ernie_local.planner.weight_bytes import WEIGHT_ITEM_BYTES, WeightBytes, bytes_in_memory
 
 # What a stored profile may say: something is divided by each rate.
 Rate = Annotated[float, Meta(gt=0, le=1 << 60)]

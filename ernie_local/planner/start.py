@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from ernie_local.planner.fit import Placement
 from ernie_local.planner.model_size import ModelSize
-from ernie_local.planner.need import bytes_in_memory
 from ernie_local.planner.rates import Rates
+from ernie_local.planner.weight_bytes import bytes_in_memory
 
 # Bytes a second of what is not read from a disk: weights in memory that are converted and checked, and packed
 # ones that are mapped and looked through. One thread of two that other programs used (docs/decisions.md).

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Phase = Literal["load", "vision", "prefill", "decode"]
@@ -67,13 +67,33 @@ class Term:
 class MemoryPlan:
     """All terms of one memory, RAM or a GPU's. limit_bytes: what may be taken of it; None if unknown.
 
-    left_bytes: of the limit, what is left to others.
+    left_bytes: of the limit, what is left to others. phases: those that the model has.
     """
 
     place: Literal["ram", "vram"]
     terms: tuple[Term, ...]
     limit_bytes: int | None
     left_bytes: int = 0
+    phases: tuple[Phase, ...] = PHASES
+
+    @classmethod
+    def of(
+        cls,
+        place: Literal["ram", "vram"],
+        terms: Iterable[Term],
+        limit_bytes: int | None,
+        left_bytes: int = 0,
+        *,
+        reads_images: bool,
+    ) -> MemoryPlan:
+        """Of a model; one that reads no images has no phase in which they are encoded."""
+        phases = tuple(phase for phase in PHASES if reads_images or phase != "vision")
+        own = (
+            replace(term, phases={phase: term.phases[phase] for phase in phases if phase in term.phases})
+            for term in terms
+        )
+        kept = tuple(term for term in own if term.phases)
+        return cls(place, kept, limit_bytes, left_bytes, phases)
 
     def phase(self, phase: Phase) -> Amount:
         """The sum of all terms in a phase."""
@@ -86,7 +106,7 @@ class MemoryPlan:
     @property
     def peak_phase(self) -> Phase:
         """The phase that takes most."""
-        return max(PHASES, key=lambda phase: self.phase(phase).best)
+        return max(self.phases, key=lambda phase: self.phase(phase).best)
 
     @property
     def peak(self) -> Amount:

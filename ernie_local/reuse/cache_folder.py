@@ -248,7 +248,7 @@ def _is_marked(folder: Path) -> bool:
 def _adopt(folder: Path) -> None:
     """Make an empty folder ours."""
     present = sorted(entry.name for entry in folder.iterdir() if not _NEW_NAME.fullmatch(entry.name))
-    if present == [MARKER] and _is_marked(folder):  # another process was faster
+    if MARKER in present and _is_marked(folder):  # another process was faster, and may have written results
         return
     if present:
         raise _refusal(

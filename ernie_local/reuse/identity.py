@@ -1,4 +1,5 @@
-"""Says what the bits of a result depend on besides model and input: this code, this processor, its threads.
+"""Says what the bits of a result depend on besides model and input: this code, this processor, its threads,
+and what an adapter adds.
 
 Another version, instruction set or number of threads gives another identity, and never finds the result.
 """
@@ -12,7 +13,9 @@ from pathlib import Path
 import numpy as np
 import PIL
 import torch
+import xxhash
 
+from ernie_local.adapters.low_rank import Adapter
 from ernie_local.kernels.native import native_module
 from ernie_local.planner.cpu_limits import cpu_model_name
 
@@ -26,6 +29,16 @@ def digest_of(*parts: object) -> str:
     for part in parts:
         text = part if isinstance(part, bytes) else str(part).encode()
         state.update(b"%d:" % len(text) + text)
+    return state.hexdigest()
+
+
+def adapter_digest(adapter: Adapter) -> str:
+    """A hash of all that an adapter adds, its scale included; hexadecimal."""
+    state = xxhash.xxh3_128()
+    for name, low_rank in sorted(adapter.weights.items()):
+        for matrix in (low_rank.rank_by_columns, low_rank.rows_by_rank):
+            state.update(f"{name} {matrix.dtype} {tuple(matrix.shape)} ".encode())
+            state.update(matrix.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return state.hexdigest()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
@@ -20,8 +21,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from ernie_local.media.processor_config import ImageProcessorConfig
-from ernie_local.media.video_stamp import has_extra
 from ernie_local.sampling import SamplingOptions, model_sampling
 from ernie_local.server.attachments import AttachmentLimits, check_attached_size
 from ernie_local.server.chat_completions import ChatCompletion, question_of
@@ -32,12 +31,12 @@ from ernie_local.server.guard import Endpoint, Guard, GuardSettings, error_respo
 from ernie_local.server.memory import ServedMemory
 from ernie_local.server.metrics import CONTENT_TYPE, Metrics
 from ernie_local.server.openapi import openapi_document
-from ernie_local.server.page import looks_of, page_file, safe_html, view_of
+from ernie_local.server.page import GivenFile, looks_of, page_file, safe_html, view_of
 from ernie_local.server.requests import Body, ChatRequest, CompletionRequest, read_body
 from ernie_local.server.responses import ResponseWriter
 from ernie_local.server.responses_request import ResponsesRequest, as_chat_request, ignored_includes
 from ernie_local.server.service import ClientQuestion, Ended, Event, Service
-from ernie_local.server.state import page_state
+from ernie_local.server.state import modalities_of, page_state
 from ernie_local.strict_json import show
 
 # What the conversation is called in requests that do not call it messages.
@@ -133,20 +132,29 @@ class Server:
         return JSONResponse(await to_thread.run_sync(page_state, *about))
 
     async def _page_look(self, request: Request) -> Response:
-        return JSONResponse(await to_thread.run_sync(looks_of, *await self._received_file(request)))
+        return JSONResponse(await self._of_file(request, looks_of))
 
     async def _page_view(self, request: Request) -> Response:
-        file, page = await self._received_file(request), request.path_params["page"]
-        return Response(await to_thread.run_sync(view_of, *file, page), media_type="image/jpeg")
+        view = partial(view_of, request.path_params["page"])
+        return Response(await self._of_file(request, view), media_type="image/jpeg")
 
-    async def _received_file(
-        self, request: Request
-    ) -> tuple[bytes, ImageProcessorConfig, int, AttachmentLimits]:
-        """The bytes of a file, with what says how the model will see it."""
+    async def _of_file(self, request: Request, work: Callable[[GivenFile], _Result]) -> _Result:
+        """What `work` makes of the file that was sent, in a thread; it ends when the client goes."""
         model, limits = self.ready_service().model, self.attachments
         data = await receive_body(request, self.guard)
         check_attached_size(data, limits)
-        return data, model.image_processor, model.settings.context_size, limits
+        is_gone = threading.Event()
+
+        def pause() -> None:
+            if is_gone.is_set():
+                raise client_gone()
+
+        file = GivenFile(data, model.files, model.settings.context_size, limits, pause)
+        try:
+            working = to_thread.run_sync(work, file, abandon_on_cancel=True)
+            return await _unless_disconnected(request, working)
+        finally:
+            is_gone.set()
 
     async def _page_markdown(self, request: Request) -> Response:
         text = (await receive_body(request, self.guard)).decode("utf-8", "replace")
@@ -182,7 +190,7 @@ class Server:
             model = self.service.model
             described["meta"] = {
                 "n_ctx": model.settings.context_size,
-                "modalities": ["text", "image", *(["video"] if has_extra() else [])],
+                "modalities": modalities_of(self.service),
             }
         return described
 

@@ -18,7 +18,7 @@ from ernie_local.planner.gpu import plan_gpu
 from ernie_local.planner.model_size import read_model
 from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.ram import Budget, plan_cpu
-from ernie_local.planner.terms import PHASES, MemoryPlan
+from ernie_local.planner.terms import MemoryPlan
 from ernie_local.session.answer import peak_memory_bytes
 
 _PAGE = (1654, 2339)  # A4 at 200 dpi, in pixels: the image that the plan counts with
@@ -67,7 +67,7 @@ class ServedMemory:
             "limit_bytes": plan.limit_bytes,
             "used_bytes": max(0, used),
             "peak_bytes": peak_memory_bytes() if is_ram else None,
-            "phases": {phase: asdict(plan.phase(phase)) for phase in PHASES},
+            "phases": {phase: asdict(plan.phase(phase)) for phase in plan.phases},
             "terms": [
                 {"name": term.name, "bytes": {phase: one.best for phase, one in term.phases.items()}}
                 for term in plan.terms
@@ -78,6 +78,8 @@ class ServedMemory:
 
 def _page_report(model: LoadedModel) -> ImageReport | None:
     """What the model sees of a page; None where it sees no images, or the context has no room for one."""
+    if not model.config.reads_images:
+        return None
     try:
         report = measure_image("a page", _PAGE, model.image_processor)
     except InputUnreadable:

@@ -185,6 +185,7 @@ class _Slot:
             calls = () if answer.value is None else (ToolCall(**answer.value),)
         elif held.text or held.scores:
             job.put(held)
+        answer = stops.named_in(answer)
         job.put(Ended(answer, "stop" if stops.has_stopped else answer.finish_reason, calls))
 
     def _ask(self, job: _Job) -> Generator[Piece, None, None]:

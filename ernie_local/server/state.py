@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from ernie_local.media.video_stamp import has_extra
 from ernie_local.planner.terms import Phase
 from ernie_local.server.attachments import AttachmentLimits
 from ernie_local.server.guard import GuardSettings
@@ -42,12 +43,20 @@ def page_state(
     return state | {
         "phase": _phase(service, progress),
         "progress": None if progress is None else progress._asdict(),
+        "modalities": modalities_of(service),
         "running": service.num_running,
         "waiting": service.num_waiting,
         "parallel": settings.parallel,
         "pieces": service.num_pieces,
         "context_size": settings.context_size,
     }
+
+
+def modalities_of(service: Service) -> list[str]:
+    """What the served model reads: text, images, and videos where the package for them is installed."""
+    if not service.model.config.reads_images:
+        return ["text"]
+    return ["text", "image", *(["video"] if has_extra() else [])]
 
 
 def _phase(service: Service, progress: Progress | None) -> Phase | None:

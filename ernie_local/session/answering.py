@@ -86,8 +86,9 @@ class Answering:
 
     def _check_ids(self, token_ids: Sequence[int]) -> None:
         """UsageError for ids that no text has, or only together with an image."""
-        media = self.model.config.media
-        num_places = sum(token_id in (media.image, media.video) for token_id in token_ids)
+        media = self.model.config.media_ids
+        places = () if media is None else (media.image, media.video)
+        num_places = sum(token_id in places for token_id in token_ids)
         if num_places or not token_ids:
             raise UsageError(
                 f"a prompt of {len(token_ids)} tokens, {num_places} of them places of images or videos",

@@ -85,12 +85,12 @@ def open_model(
 
 
 def opening_notes(model: LoadedModel, options: LoadOptions) -> list[str]:
-    """What a user should know of an opened model, a line each: how spaces are read and experts paged, and
-    idle options.
+    """What a user should know of an opened model, a line each: its adapters, how spaces are read and experts
+    paged, and idle options.
 
     Arguments are marked as by `errors.parameter`.
     """
-    notes = [*model.files.tokenizer.notes, *model.paging_notes()]
+    notes = [*model.adapter_notes, *model.files.tokenizer.notes, *model.paging_notes()]
     if model.paging is None:
         given = {
             "misses": options.misses != defaults.AUTO,

@@ -13,7 +13,7 @@ import torch
 from ernie_local.config import ModelConfig
 from ernie_local.engine import Engine
 from ernie_local.media.patches import EncodedImage, MediaInput
-from ernie_local.media.tokens import positions_3d
+from ernie_local.media.tokens import model_positions
 from ernie_local.model.decode_step import Mark
 from ernie_local.model.limits import chunk_stops
 from ernie_local.progress import OnProgress, StopQuestion
@@ -268,14 +268,7 @@ class CachedSequence:
         grids = [image.grid for _, image in self._images]
         next_position = 0
         if length:
-            vision = self._config.vision
-            _, next_position = positions_3d(
-                self._token_ids,
-                grids,
-                self._config.media,
-                vision.spatial_merge_size,
-                temporal_merge=vision.temporal_merge_size,
-            )
+            _, next_position = model_positions(self._token_ids, grids, self._config)
         self.engine.rewind(Mark(length, next_position))
 
 

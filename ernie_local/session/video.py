@@ -6,13 +6,16 @@ import os
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from PIL import Image
+
 from ernie_local.errors import InputUnreadable
+from ernie_local.media.contact_sheet import SheetFrame, draw_contact_sheet
 from ernie_local.media.image_size import ImageReport
 from ernie_local.media.open_video import OpenedVideo, VideoSource, open_video
 from ernie_local.media.patches import VideoPatches
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.media.tokens import Grid
-from ernie_local.media.video_sampling import VideoSampling
+from ernie_local.media.video_sampling import VideoSampling, clock_text
 from ernie_local.media.video_size import VideoReport
 from ernie_local.progress import Pause
 from ernie_local.reuse.identity import digest_of
@@ -79,6 +82,18 @@ class ChatVideo(KeyedMedia):
         times = self.report.times
         place = min(range(len(times)), key=lambda index: abs(times[index] - seconds))
         return times[place], self._opened.store.read(place).tobytes()
+
+    def sheet(self, most_frames: int) -> Image.Image:
+        """Frames that the model sees, at most so many and evenly spread, on one sheet with their times."""
+        times = self.report.times
+        count = min(most_frames, len(times))
+        places = [index * len(times) // count for index in range(count)]
+        return draw_contact_sheet(
+            [
+                SheetFrame(Image.fromarray(self._opened.store.read(place)), clock_text(times[place]))
+                for place in places
+            ]
+        )
 
     def release(self) -> None:
         """Nothing is to be dropped: patches are made when they are needed."""

@@ -24,7 +24,6 @@ from ernie_local.text.template import (
     encode_segments,
     user_message,
 )
-from ernie_local.text.template_file import Template, open_template
 from ernie_local.text.tokenizer import ErnieTokenizer
 
 
@@ -43,7 +42,7 @@ class ChatWriter:
         tools: Sequence[Mapping[str, object]] = (),
         variant: str | None = None,
     ) -> None:
-        """variant: as of `open_template`.
+        """variant: as of `ModelFiles.template`.
 
         ModelUnusable where the tokenizer is missing or another model's, or the template of the files cannot
         be used; UsageError for tools with PT.
@@ -51,12 +50,13 @@ class ChatWriter:
         self.system = system
         self.tools = tuple(tools)
         self.tokenizer = files.tokenizer
-        self._media = files.config.media
-        self._template: Template = open_template(variant, files.directory, self.tokenizer)
+        self._media = files.config.media_ids
+        self._template = files.template(variant)
         check_same_model(self.tokenizer, self._media)
         # Training ends an answer with </s> and history with <|end_of_sentence|>: either may come.
-        ends = [self.tokenizer.id_of(token) for token in END_TOKENS] + list(files.config.eos_token_ids)
-        self.stop_ids = frozenset(token_id for token_id in ends if token_id is not None)
+        ends = [self.tokenizer.id_of(token) for token in END_TOKENS]
+        known = frozenset(token_id for token_id in ends if token_id is not None)
+        self.stop_ids = known.union(files.config.eos_token_ids, files.stop_ids)
         self.close_ids = self._encode(self._template.forced_close()).token_ids
         self.separator_ids = _after(self.close_ids, self.tokenizer.id_of(THINK_CLOSE))
         # An opening that cannot be written down is an error now, not at the first question.
@@ -68,8 +68,15 @@ class ChatWriter:
         return self._template.thinks_by_default
 
     def prompt(self, messages: Sequence[Message], thinking: Thinking | None = None) -> TextPrompt:
-        """The messages, then the opening of an answer, which `thinking` None leaves out."""
-        return self._encode(self._template.segments(messages, self.system, self.tools, thinking))
+        """The messages, then the opening of an answer, which `thinking` None leaves out.
+
+        A thought that a template opens whatever `thinking` says is closed again where that is False.
+        """
+        segments = self._template.segments(messages, self.system, self.tools, thinking)
+        prompt = self._encode(segments)
+        if thinking is False and prompt.thought == "open":
+            return self._encode([*segments, *self._template.forced_close()])
+        return prompt
 
     def begun_prompt(self, messages: Sequence[Message], begun: Message) -> TextPrompt:
         """The messages, then the opening of an answer with what the assistant has begun to say.
@@ -103,8 +110,13 @@ def _after(token_ids: tuple[int, ...], token_id: int | None) -> tuple[int, ...]:
     return token_ids[token_ids.index(token_id) + 1 :] if token_id in token_ids else ()
 
 
-def check_same_model(tokenizer: ErnieTokenizer, media: MediaTokens) -> None:
-    """ModelUnusable where tokenizer and config.json are not of the same model."""
+def check_same_model(tokenizer: ErnieTokenizer, media: MediaTokens | None) -> None:
+    """ModelUnusable where tokenizer and config.json are not of the same model.
+
+    media: None for a model that reads only text, whose config.json names no tokens to compare.
+    """
+    if media is None:
+        return
     ids = {
         IMAGE_START: media.image_start,
         IMAGE_END: media.image_end,

@@ -1,4 +1,4 @@
-"""Writes a conversation as segments, by the chat template of the PT or the Thinking checkpoints, and as ids.
+"""Writes a conversation as segments, by one of the published chat templates, and as ids.
 
 Only the template writes tags, never a user. A finished turn is always written the same way, so the ids of a
 longer conversation begin with those of a shorter one.
@@ -11,12 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-from ernie_local.config import MediaTokens
+from ernie_local.config import MediaTokens, image_refusal
 from ernie_local.errors import ModelUnusable, UsageError, parameter
 from ernie_local.text.reasoning import THINK_CLOSE, THINK_OPEN, TOOL_CALL_CLOSE, TOOL_CALL_OPEN, ToolCall
 from ernie_local.text.tokenizer import ErnieTokenizer
 
-Variant = Literal["pt", "thinking"]
+Variant = Literal["pt", "thinking", "text"]
 Role = Literal["system", "user", "assistant", "tool"]
 # Whether the model is to think. "free": neither asked for nor forbidden, the model decides.
 Thinking: TypeAlias = bool | Literal["free"]
@@ -28,7 +28,7 @@ BEGIN, END = "<|begin_of_sentence|>", "<|end_of_sentence|>"
 IMAGE_START, IMAGE_END = "<|IMAGE_START|>", "<|IMAGE_END|>"
 VIDEO_START, VIDEO_END = "<|VIDEO_START|>", "<|VIDEO_END|>"
 IMAGE_PLACEHOLDER = "<|IMAGE_PLACEHOLDER|>"
-END_TOKENS = ("</s>", END)
+END_TOKENS = ("</s>", END, "<|im_end|>")  # the last one of 21B-A3B-Thinking
 
 THINKING_SYSTEM = (
     "You are a multimodal AI assistant called ERNIE developed by Baidu based on the PaddlePaddle framework."
@@ -115,7 +115,8 @@ class TextPrompt:
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """One of the two published chat templates.
+    """One of the published chat templates: PT and Thinking of models with a tower, and "text" of those that
+    read only text, which has no thoughts.
 
     Its sources disagree in places; each such choice is a field. tools: whether they stand before or after the
     system text. results: whether the output of a tool begins a line of its own, or follows "User: ". labels:
@@ -145,9 +146,10 @@ class ChatTemplate:
         """The conversation, and the beginning of the assistant's next turn unless `thinking` is None.
 
         system: None is the variant's own text (PT has none), "" is none. A system message at the start is
-        used instead. UsageError for tools or tool results with PT, which was not trained on them.
+        used instead. UsageError for tools or tool results without Thinking, as only that was trained on them,
+        and for thoughts with "text".
         """
-        if self.variant == "pt" and (tools or any(message.role == "tool" for message in messages)):
+        if self.variant != "thinking" and (tools or any(message.role == "tool" for message in messages)):
             raise UsageError(
                 f"{'tools' if tools else 'the result of a tool'} for a chat template without tools",
                 "only the Thinking checkpoint was trained to call tools",
@@ -155,6 +157,8 @@ class ChatTemplate:
             )
         if messages and messages[0].role == "system":
             system, messages = messages[0].text, messages[1:]
+        if self.variant == "text":
+            return _lines(messages, system, thinking)
         if system is None:
             system = THINKING_SYSTEM if self.variant == "thinking" else ""
         segments: list[Segment] = [Tag(BEGIN, required=True), *self._opening(system, tools)]
@@ -223,11 +227,30 @@ class ChatTemplate:
         return ["\nAssistant: ", *thought, answer, *calls, Tag(END, required=True)]
 
 
-def encode_segments(tokenizer: ErnieTokenizer, segments: Iterable[Segment], media: MediaTokens) -> TextPrompt:
+def _lines(messages: Sequence[Message], system: str | None, thinking: Thinking | None) -> list[Segment]:
+    """A line for each user, and one for each answer, which its end token closes in place of a line break."""
+    if thinking is True:
+        raise UsageError(
+            f"a thought before the answer, and {len(messages)} messages for a chat template without thoughts",
+            "this model was trained to answer at once",
+            "no thinking, or a Thinking checkpoint",
+        )
+    segments: list[Segment] = [Tag(BEGIN, required=True), *([f"{system}\n"] if system else [])]
+    for message in messages:
+        if message.role == "assistant":
+            segments += ["Assistant: ", message.text, Tag(END, required=True)]
+        else:
+            segments += ["User: "] * (message.role == "user") + [*message.parts, "\n"]
+    return segments if thinking is None else [*segments, "Assistant: "]
+
+
+def encode_segments(
+    tokenizer: ErnieTokenizer, segments: Iterable[Segment], media: MediaTokens | None
+) -> TextPrompt:
     """Ids of the segments. Neighbouring texts are encoded together, as in one string.
 
-    The ids of tags and placeholders of images and videos are those of config.json. ModelUnusable if the
-    vocabulary lacks a required tag.
+    media: the ids of tags and placeholders of images and videos; None for a model that reads only text.
+    ModelUnusable if the vocabulary lacks a required tag, UsageError for an image in text alone.
     """
     token_ids: list[int] = []
     images: list[range] = []
@@ -248,6 +271,8 @@ def encode_segments(tokenizer: ErnieTokenizer, segments: Iterable[Segment], medi
                 continue
             token_ids += [*tokenizer.encode(text, allow_special=False), tag_id]
         else:
+            if media is None:
+                raise image_refusal()
             is_image = isinstance(segment, ImageSlot)
             start, placeholder, end = (
                 (media.image_start, media.image, media.image_end)
@@ -278,7 +303,7 @@ def _no_such_token(tag: Tag, tokenizer: ErnieTokenizer) -> ModelUnusable:
 
 
 def parse_template(text: str) -> ChatTemplate:
-    """The template that `text` names: "pt" or "thinking", then its choices, as in "thinking,tools=after".
+    """The template that `text` names: a Variant, then its choices, as in "thinking,tools=after".
 
     UsageError names what is known where a name or a choice is not.
     """
@@ -300,6 +325,12 @@ def parse_template(text: str) -> ChatTemplate:
                 f"{parameter('variant', 'thinking,tools=after')}",
             )
         chosen[field] = value
+    if name == "text" and chosen:
+        raise UsageError(
+            f"{parameter('variant')} {text!r} has {len(chosen)} choices, and the template text has none",
+            "its sources agree on every byte",
+            f"{parameter('variant', 'text')}",
+        )
     return ChatTemplate(name, **chosen)  # type: ignore[arg-type]
 
 

@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ernie_local.errors import ModelUnusable, parameter
 from ernie_local.files import read_plain
@@ -44,7 +44,9 @@ from ernie_local.text.tokenizer import ErnieTokenizer
 _THINKING_MARKS = ("tool_list", "tool_output", "tool_call", THINKING_SYSTEM)
 _JINJA_NAME, _JSON_NAME = "chat_template.jinja", "chat_template.json"
 _MAX_TEMPLATE_BYTES = 16 << 20
-FILE_TEMPLATE = "file"
+FILE_TEMPLATE: Literal["file"] = "file"
+# Both are in the template of models that read only text and answer at once, and not in that of the others.
+_LINE_MARKS = ("User: ", "Assistant: ")
 # A conversation takes some milliseconds and MB.
 RENDER_SECONDS = 10
 _RENDER_BYTES = 1 << 30
@@ -219,13 +221,13 @@ class FileTemplate:
 Template = ChatTemplate | FileTemplate
 
 
-def open_template(name: str | None, directory: Path, tokenizer: ErnieTokenizer) -> Template:
-    """The template that `name` says, as by `parse_template`, or "file"; None: as the model's files say.
+def open_template(name: str, directory: Path, tokenizer: ErnieTokenizer) -> Template:
+    """The template that `name` says, as by `parse_template`, or "file".
 
     UsageError for an unknown name, ModelUnusable where the files have no template, or a broken one.
     """
     if name != FILE_TEMPLATE:
-        return ChatTemplate(detect_variant(directory)) if name is None else parse_template(name)
+        return parse_template(name)
     template = read_file_template(directory, tokenizer)
     if template is None:
         raise ModelUnusable(
@@ -256,12 +258,16 @@ def read_file_template(directory: Path, tokenizer: ErnieTokenizer) -> FileTempla
     return None
 
 
-def detect_variant(directory: Path) -> Variant:
-    """The variant of the chat template among the files of `directory`; PT if there is none.
+def detect_template(directory: Path, *, reads_images: bool = True) -> Variant | Literal["file"]:
+    """The name of the template that the files of `directory` say; without any, PT or text.
 
+    Of a model that reads only text it is that of the files wherever they have another than ours.
     ModelUnusable for a template that is there and cannot be read.
     """
     texts = [json.dumps(content, ensure_ascii=False) for _, content in _template_contents(directory)]
+    if not reads_images:
+        is_ours = all(mark in text for mark in _LINE_MARKS for text in texts[:1])
+        return "text" if is_ours else FILE_TEMPLATE
     return "thinking" if any(mark in text for mark in _THINKING_MARKS for text in texts) else "pt"
 
 

@@ -13,21 +13,22 @@ from pathlib import Path
 
 import torch
 
+from ernie_local.checkpoint.compressed import CompressedSource
+from ernie_local.checkpoint.dequantize import check_dequantizer
 from ernie_local.checkpoint.files import HASHES_FILE, FileHash, model_files, read_hashes, read_stored_tensors
 from ernie_local.checkpoint.header import read_safetensors_header
 from ernie_local.checkpoint.index import Accounts, account
 from ernie_local.checkpoint.packed import PackedTensors
 from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ModelConfig, read_config
-from ernie_local.errors import ModelUnusable
+from ernie_local.errors import DoesNotFit, ModelUnusable
 from ernie_local.files import open_plain
 from ernie_local.model_files import ModelFiles
 from ernie_local.progress import OnProgress
 from ernie_local.sampling import model_sampling
 from ernie_local.session.writer import check_same_model
-from ernie_local.text.template import ChatTemplate, encode_segments, user_message
-from ernie_local.text.template_file import detect_variant
-from ernie_local.text.tokenizer import TOKENIZER_MODEL_NAME, ErnieTokenizer
+from ernie_local.text.template import encode_segments, user_message
+from ernie_local.text.tokenizer import TOKENIZER_MODEL_NAME
 from ernie_local.verify.finding import Finding, Findings
 from ernie_local.verify.templates import compare_template
 from ernie_local.verify.weights import PIECE_BYTES, FileStream, OnBytes, check_values
@@ -85,6 +86,8 @@ def verify(
         _compare_hashes(directory, known, hashes, accounts, findings, notes)
     if accounts is not None:
         findings.attempt(partial(_compare_tied_head, accounts))
+        if accounts.num_compressed:
+            notes += _dequantize_all(directory, accounts, findings, on_progress)
     if companions and config is not None:
         check_companions(directory, config, findings)
         files = ModelFiles(directory, config)
@@ -92,9 +95,7 @@ def verify(
         tokenizer = findings.attempt(lambda: files.tokenizer)
         if tokenizer is not None:
             notes += tokenizer.notes
-            difference = (
-                findings.attempt(partial(compare_template, directory, tokenizer)) if template else None
-            )
+            difference = findings.attempt(partial(_compare_template, files)) if template else None
             notes += [] if difference is None else [difference]
     return Verification(
         num_tensors=0 if accounts is None else len(accounts.sources) + len(accounts.packed),
@@ -105,6 +106,11 @@ def verify(
         notes=tuple(notes),
         findings=tuple(findings.all),
     )
+
+
+def _compare_template(files: ModelFiles) -> str | None:
+    reads_images = files.config.reads_images
+    return compare_template(files.directory, files.tokenizer, reads_images=reads_images)
 
 
 def _read_files(
@@ -179,8 +185,8 @@ def _compare_hashes(
             findings.add(Finding(ModelUnusable(what, why, again), name))
     weight_files = set[str]()
     if accounts is not None:
-        tensors = [*(source.stored for source in accounts.sources.values()), *accounts.packed.values()]
-        weight_files = {tensor.path.name for tensor in tensors}
+        parts = (part for source in accounts.sources.values() for part in source.stored_parts)
+        weight_files = {tensor.path.name for tensor in (*parts, *accounts.packed.values())}
     for name in sorted(found.keys() - known.keys()):
         if name in weight_files:
             what = f"{directory / name} holds weights and is not in {HASHES_FILE}"
@@ -201,6 +207,25 @@ def _compare_tied_head(accounts: Accounts) -> None:
             checkpoint.read_rows(_EMBEDDING, first, torch.empty(min(most, rows - first), width))
 
 
+def _dequantize_all(
+    directory: Path, accounts: Accounts, findings: Findings, on_progress: OnProgress | None
+) -> list[str]:
+    """Dequantize every matrix that another tool has quantized; a note where the library for it is missing."""
+    try:
+        check_dequantizer(directory, accounts.num_compressed)
+    except DoesNotFit as error:
+        return [f"not checked: {error.what}"]
+    compressed = {name: one for name, one in accounts.sources.items() if isinstance(one, CompressedSource)}
+    total, done = sum(one.num_bytes for one in compressed.values()), 0
+    with Checkpoint(accounts) as checkpoint:
+        for name, source in compressed.items():
+            findings.attempt(partial(checkpoint.check, name), source.stored.path.name, source.stored.name)
+            done += source.num_bytes
+            if on_progress is not None:
+                on_progress(source.stored.path.name, done, total)
+    return []
+
+
 def check_companions(directory: Path, config: ModelConfig, findings: Findings) -> None:
     """Check the files that a chat needs beside the weights: image processor, tokenizer, chat template.
 
@@ -208,17 +233,18 @@ def check_companions(directory: Path, config: ModelConfig, findings: Findings) -
     """
     files = ModelFiles(directory, config)
     processor = findings.attempt(lambda: files.image_processor)
-    if processor is not None:
+    if processor is not None and processor.reads_images:
         findings.attempt(processor.check)
     findings.attempt(lambda: model_sampling(files.generation_config), "generation_config.json")
-    findings.attempt(partial(_try_question, directory, config), TOKENIZER_MODEL_NAME)
+    findings.attempt(partial(_try_question, files), TOKENIZER_MODEL_NAME)
 
 
-def _try_question(directory: Path, config: ModelConfig) -> None:
-    tokenizer = ErnieTokenizer.from_directory(directory)
-    check_same_model(tokenizer, config.media)
-    segments = ChatTemplate(detect_variant(directory)).segments([user_message("What is the total?", (4,))])
-    highest = max(encode_segments(tokenizer, segments, config.media).token_ids)
+def _try_question(files: ModelFiles) -> None:
+    directory, config, tokenizer = files.directory, files.config, files.tokenizer
+    check_same_model(tokenizer, config.media_ids)
+    question = user_message("What is the total?", (4,) if config.reads_images else ())
+    segments = files.template().segments([question])
+    highest = max(encode_segments(tokenizer, segments, config.media_ids).token_ids)
     if highest >= config.text.vocab_size:
         raise ModelUnusable(
             f"{directory / TOKENIZER_MODEL_NAME} writes a question with the id {highest}, "

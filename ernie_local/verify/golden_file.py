@@ -81,10 +81,10 @@ def find_golden(files: ModelFiles) -> GoldenPrompts:
         return _read(own, files)
     text = files.config.text
     sizes = Keys(read_json_object(_OF_THINKING), str(_OF_THINKING)).mapping("sizes")
-    if files.template_variant == "thinking" and sizes == {name: getattr(text, name) for name in sizes}:
+    if files.template_name == "thinking" and sizes == {name: getattr(text, name) for name in sizes}:
         return _read(_OF_THINKING, files)
     raise ModelUnusable(
-        f"no golden answers are known for {files.directory}, a {files.template_variant} model of "
+        f"no golden answers are known for {files.directory}, a {files.template_name} model of "
         f"{text.num_hidden_layers} layers of width {text.hidden_size}",
         "they are known of ERNIE-4.5-VL-28B-A3B-Thinking, and of models with a golden.json of their own",
         "verify without them, or compare it with its source by `ernie-local eval`",

@@ -21,7 +21,7 @@ from ernie_local.text.template import (
     Variant,
     user_message,
 )
-from ernie_local.text.template_file import TemplateInput, detect_variant, read_file_template
+from ernie_local.text.template_file import FILE_TEMPLATE, TemplateInput, detect_template, read_file_template
 from ernie_local.text.tokenizer import ErnieTokenizer
 
 _SHOWN_BEFORE, _SHOWN_BEHIND = 40, 60
@@ -34,6 +34,7 @@ _TURNS = (
     Message("assistant", "second"),
     _WHAT,
 )
+_LINES = (Message("user", "one"), Message("assistant", "first"), _WHAT)
 _CALLS = (
     user_message("Read the sign.", (1,)),
     Message("assistant", "", "zoom in", (ToolCall("zoom", {"bbox_2d": [1, 2, 3, 4]}),)),
@@ -41,16 +42,17 @@ _CALLS = (
 )
 
 
-def compare_template(directory: Path, tokenizer: ErnieTokenizer) -> str | None:
+def compare_template(directory: Path, tokenizer: ErnieTokenizer, *, reads_images: bool = True) -> str | None:
     """A note on the first conversation that the file writes otherwise, with both texts around the place.
 
-    None where all are written alike, and where the files have no template. It is no fault: which of the two
+    None where all are written alike, where the files have no template, and where theirs is the one that is
+    used. It is no fault: which of the two
     the model was trained with is not known. ModelUnusable for a template that fails.
     """
     file = read_file_template(directory, tokenizer)
-    if file is None:
+    variant = detect_template(directory, reads_images=reads_images)
+    if file is None or variant == FILE_TEMPLATE:
         return None
-    variant = detect_variant(directory)
     ours = ChatTemplate(variant)
     cases = _cases(variant)
     for (name, one), segments in zip(cases, file.all_segments([one for _, one in cases]), strict=True):
@@ -74,6 +76,16 @@ def compare_template(directory: Path, tokenizer: ErnieTokenizer) -> str | None:
 
 def _cases(variant: Variant) -> list[tuple[str, TemplateInput]]:
     """Conversations with their names, plain ones first."""
+    if variant == "text":
+        return [
+            (name, TemplateInput(messages, system, (), thinking))
+            for name, messages, system in (
+                ("a text", (_WHAT,), None),
+                ("a system text", (_WHAT,), "Be brief."),
+                ("several turns", _LINES, None),
+            )
+            for thinking in (False, "free")
+        ]
     talks: dict[str, TemplateInput] = {
         "a text": TemplateInput((_WHAT,)),
         "an image and a text": TemplateInput((user_message("What is it?", (1,)),)),

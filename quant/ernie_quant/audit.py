@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 import ernie_local
 from ernie_calibration.images import draw_image
+from ernie_calibration.texts import make_texts
 from ernie_local.checkpoint.files import HASHES_FILE, write_hashes
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
@@ -36,14 +38,16 @@ _SIZE_SHARE = 0.01  # by which the weights may differ from the plan
 _MEMORY_SHARE = 0.5  # of free memory: a larger model is not loaded for an answer
 _MOST_TOKENS = 4096  # of image, question and answer
 _ANSWER_TOKENS = 24
+_TEXTS = 8  # the one with the shortest answer is asked about
 OnNote = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class AuditResult:
-    """How much was read, and the answer to a question about a drawn invoice.
+    """How much was read, and the answer to a question: about a drawn invoice, or without an image.
 
-    answer: None where no question was asked; why_not_asked then says why.
+    answer: None where no question was asked; why_not_asked then says why. has_image: whether the question is
+    about an image; False for a model that reads only text.
     """
 
     num_tensors: int
@@ -53,6 +57,7 @@ class AuditResult:
     right_answer: str = ""
     answer: str | None = None
     why_not_asked: str = ""
+    has_image: bool = True
 
 
 def audit(
@@ -101,7 +106,10 @@ def audit(
 def _try_answer(
     directory: Path, audited: AuditResult, on_note: OnNote, most_memory: int | None
 ) -> AuditResult:
-    """Ask about one generated invoice, and note the answer, right or wrong. Returns `audited` with it."""
+    """Ask about one generated invoice, and note the answer, right or wrong. Returns `audited` with it.
+
+    A model that reads only text is asked a question of a generated text.
+    """
     config = read_config(directory)
     with open_checkpoint(directory, config) as checkpoint:
         weight_bytes = checkpoint_weights(checkpoint, config, torch.float32).total
@@ -116,27 +124,32 @@ def _try_answer(
         # Without the free memory: another run on the same machine writes the same report.
         needed = f"the weights take {format_bytes(weight_bytes)}, more memory than could be used"
         return replace(audited, why_not_asked=needed)
-    image = draw_image("invoice", "audit", width=308, height=200)
-    question = image.questions[0]
+    texts = (make_texts(f"audit/{index}")[0] for index in range(_TEXTS))
+    turn = min(texts, key=lambda one: len(one.answer))
+    about, images, question, right_answer = "", list[Image.Image](), turn.question, turn.answer
+    if config.reads_images:
+        drawn = draw_image("invoice", "audit", width=308, height=200)
+        about, images, first = " about an invoice", [drawn.image], drawn.questions[0]
+        question, right_answer = first.text, first.answer
     context_size = min(_MOST_TOKENS, config.text.max_position_embeddings)
     model = ernie_local.load(directory, context_size=context_size)
     model.wait_until_resident()  # which checks the pages that no token of the question uses
-    patches = model.patches([image.image])
-    _check_scores(model, question.text, patches)
+    _check_scores(model, question, model.patches(images))
     answer = ""
     with suppress(NoAnswer):  # an untrained model may say nothing
         # Greedy whatever its generation_config.json says, so that the same weights give the same note.
         pieces = Chat(model, sampling=SamplingOptions()).ask(
-            question.text, images=[image.image], thinking=False, max_tokens=_ANSWER_TOKENS
+            question, images=images, thinking=False, max_tokens=_ANSWER_TOKENS
         )
         answer = "".join(piece.text for piece in pieces if piece.kind == "answer")
-    on_note(f"asked about an invoice: {question.text} It answers {answer!r}, right is {question.answer!r}")
+    on_note(f"asked{about}: {question} It answers {answer!r}, right is {right_answer!r}")
     return replace(
         audited,
-        question=question.text,
-        right_answer=question.answer,
+        question=question,
+        right_answer=right_answer,
         answer=answer,
         why_not_asked="",
+        has_image=config.reads_images,
     )
 
 
@@ -150,7 +163,7 @@ def _check_scores(model: LoadedModel, question: str, patches: list[Patches]) -> 
         problem = error.what
     if problem:
         raise ModelUnusable(
-            f"{model.directory} cannot answer a question about an invoice: {problem}",
+            f"{model.directory} cannot answer a question{' about an invoice' * bool(patches)}: {problem}",
             "a weight is finite, but too large to compute with",
             "ask the source the same question: if it answers, report this as a defect",
         )

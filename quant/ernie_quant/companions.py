@@ -30,7 +30,7 @@ def copy_companions(source: Path, checkpoint: Checkpoint, out: Path, on_note: Ca
     checkpoint: that of `source`. ModelUnusable for a file of the list that cannot be read or is too large.
     """
     accounts = checkpoint.accounts
-    weights = {tensor.stored.path.name for tensor in accounts.sources.values()}
+    weights = {part.path.name for source in accounts.sources.values() for part in source.stored_parts}
     if accounts.tied_head is not None:
         weights.add(accounts.tied_head.path.name)
     left: list[str] = []

@@ -8,7 +8,7 @@ the same tokens and moments.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -19,13 +19,16 @@ from ernie_local.config import Bank
 from ernie_local.kernels.arguments import PackedMatrix
 from ernie_local.kernels.linear import packed_linear
 from ernie_local.packing import ExpertPage, LowBitFormat, QuantizedMatrix, pack_matrix
-from ernie_quant.hessian import second_moments, shrink
+from ernie_quant.grid import rows_of
+from ernie_quant.hessian import Moments, second_moments, shrink
 from ernie_quant.recipe import Recipe, quantize_matrix
 from ernie_quant.refine import output_error
 
 Tensor = torch.Tensor
 PageFormats = tuple[LowBitFormat, LowBitFormat]  # of gate and up, and of down
 RoutedExpert = tuple[int, Bank, int]  # layer, bank, id
+# Of a gradient's length: with its square, one token in a hundred would be all that counts.
+_WORTH_POWER = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,19 @@ class ExpertWeights:
 
 
 @dataclass(frozen=True, slots=True)
+class OutputGradients:
+    """What the answers would show of errors at an expert's outputs, before the router's weights.
+
+    own: gradients for its first tokens, in parts of (tokens, hidden) as the tokens come; num_own: rows of
+    them. bank: (hidden, hidden) second moments of all tokens of the bank, of trace 1, or zeros.
+    """
+
+    own: Iterable[Tensor]
+    num_own: int
+    bank: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class ExpertInputs:
     """tokens: (tokens, hidden) routed to the expert; weights: (tokens,) of the router.
 
@@ -63,6 +79,7 @@ class ExpertInputs:
     neighbours: Iterable[Tensor]
     num_neighbours: int
     bank_moments: Tensor
+    gradients: OutputGradients | None = None
 
 
 class ExpertReport(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -103,23 +120,96 @@ def quantize_expert(
     small_page: PageFormats | None = None,
 ) -> tuple[list[ExpertPage], ExpertReport]:
     """The expert's page, and its small page if wanted. The recipe's method must be `gptq`."""
-    token_weights = inputs.weights.square() if recipe.square_weights else torch.ones_like(inputs.weights)
-    hidden_size = weights.down.shape[0]
-    own = second_moments(inputs.tokens, token_weights, hidden_size)
-    moments = shrink(own, inputs.bank_moments, recipe.shrinkage * hidden_size)
+    moments, effective_tokens = input_moments(inputs, recipe)
     pages: list[ExpertPage] = []
     errors: list[float] = []
     for formats in (page,) if small_page is None else (page, small_page):
-        made, lost = _quantize_page(weights, inputs, token_weights, moments, formats, recipe)
+        made, lost = _quantize_page(weights, inputs, moments, formats, recipe)
         pages.append(made)
         errors += lost
-    return pages, ExpertReport(inputs.weights.numel(), own.effective_tokens, *errors)
+    return pages, ExpertReport(inputs.weights.numel(), effective_tokens, *errors)
+
+
+def input_moments(inputs: ExpertInputs, recipe: Recipe) -> tuple[Tensor, float]:
+    """Second moments of what gate and up meet, (hidden, hidden), drawn toward those of the bank.
+
+    Also the effective number of tokens that they are of.
+    """
+    hidden_size = len(inputs.bank_moments)
+    own = second_moments(inputs.tokens, _token_weights(inputs, recipe), hidden_size)
+    return shrink(own, inputs.bank_moments, recipe.shrinkage * hidden_size), own.effective_tokens
+
+
+def inner_moments(
+    inputs: ExpertInputs, recipe: Recipe, inner: Callable[[Tensor], Tensor], inner_size: int
+) -> Tensor:
+    """Second moments of what down meets, (inner, inner), drawn toward those of the neighbours.
+
+    inner: makes it, (tokens, inner), of some of the tokens.
+    """
+    own = second_moments(map(inner, inputs.tokens), _token_weights(inputs, recipe), inner_size)
+    alike = torch.ones(inputs.num_neighbours)
+    prior = second_moments(map(inner, inputs.neighbours), alike, inner_size).matrix
+    return shrink(own, prior, recipe.shrinkage * inner_size)
+
+
+def _token_weights(inputs: ExpertInputs, recipe: Recipe) -> Tensor:
+    weights = inputs.weights.square() if recipe.square_weights else torch.ones_like(inputs.weights)
+    if inputs.gradients is not None and inputs.gradients.num_own:
+        worth = torch.cat([part.norm(dim=1) for part in inputs.gradients.own]).pow_(_WORTH_POWER)
+        mean = worth.mean()
+        if bool(mean > 0):  # tokens whose gradient is not known count as the others on average
+            weights[: len(worth)] *= worth / mean
+    return weights
+
+
+def output_sides(
+    weights: ExpertWeights, inputs: ExpertInputs, recipe: Recipe
+) -> tuple[Tensor | None, Tensor | None]:
+    """Second moments of the gradients at the outputs of gate and up together, and of down; of trace 1.
+
+    Of directions, a long gradient counting by its length alone: few are very long. Few tokens leave those of
+    gate and up near the identity, those of down near the bank's. None where the answers do not say.
+    """
+    gradients = inputs.gradients
+    if gradients is None or not float(gradients.bank.trace()) > 0:
+        return None, None
+    inner_size, hidden_size = weights.gate.shape
+    lengths = torch.cat([part.norm(dim=1) for part in gradients.own] or [torch.zeros(0)])
+    # Tokens without influence on any answer have no direction, and no weight.
+    token_weights = inputs.weights[: gradients.num_own].square() * lengths
+    at_down = second_moments(map(gradient_directions, gradients.own), token_weights, hidden_size)
+    at_inner = second_moments(_inner_gradients(weights, inputs), token_weights, 2 * inner_size)
+    even = torch.eye(2 * inner_size) / (2 * inner_size)
+    trace = at_inner.matrix.trace().clamp(min=torch.finfo(torch.float32).tiny)
+    scaled = Moments(at_inner.matrix / trace, at_inner.effective_tokens)
+    strength = recipe.shrinkage
+    return (
+        shrink(scaled, even, strength * 2 * inner_size),
+        shrink(at_down, gradients.bank, strength * hidden_size),
+    )
+
+
+def gradient_directions(gradients: Tensor) -> Tensor:
+    """gradients: (tokens, hidden) -> the same of length 1, or 0 where there is none."""
+    return functional.normalize(gradients, dim=1)
+
+
+def _inner_gradients(weights: ExpertWeights, inputs: ExpertInputs) -> Iterator[Tensor]:
+    """Of each part, the gradients at the outputs of gate and of up, (tokens, 2 * inner)."""
+    assert inputs.gradients is not None
+    for tokens, gradients in zip(inputs.tokens, inputs.gradients.own, strict=False):
+        known = tokens[: len(gradients)]
+        gated, raised = known @ weights.gate.t(), known @ weights.up.t()
+        at_inner = gradient_directions(gradients) @ weights.down
+        sigmoid = gated.sigmoid()
+        slope = sigmoid * (1 + gated * (1 - sigmoid))  # of silu
+        yield torch.cat((at_inner * raised * slope, at_inner * gated * sigmoid), dim=1)
 
 
 def _quantize_page(
     weights: ExpertWeights,
     inputs: ExpertInputs,
-    token_weights: Tensor,
     moments: Tensor,
     formats: PageFormats,
     recipe: Recipe,
@@ -129,33 +219,25 @@ def _quantize_page(
     inner_size = weights.down.shape[1]
     # Both as one matrix: they share their inputs, so the costly factor is computed once.
     both = torch.cat((weights.gate, weights.up))
-    quantized = quantize_matrix(both, gate_up, recipe, moments)
-    gate, up = _rows(quantized, 0, inner_size), _rows(quantized, inner_size, 2 * inner_size)
+    at_gate_up, at_down = output_sides(weights, inputs, recipe)
+    quantized = quantize_matrix(both, gate_up, recipe, moments, at_gate_up)
+    gate, up = (rows_of(quantized, slice(start, start + inner_size)) for start in (0, inner_size))
     gate_up_error = output_error(both, moments, quantized)
 
-    packed = [PackedMatrix(pack_matrix(part), gate_up.name, inner_size) for part in (gate, up)]
-
-    def inner_values(tokens: Iterable[Tensor]) -> Iterator[Tensor]:
-        """silu(gate x) * (up x) as the runtime computes it, (tokens, inner) in parts."""
-        for part in tokens:
-            gated, raised = (packed_linear(part, matrix) for matrix in packed)
-            yield functional.silu(gated) * raised
-
-    own_inner = second_moments(inner_values(inputs.tokens), token_weights, inner_size)
-    alike = torch.ones(inputs.num_neighbours)
-    prior = second_moments(inner_values(inputs.neighbours), alike, inner_size).matrix
-    inner_moments = shrink(own_inner, prior, recipe.shrinkage * inner_size)
-    quantized_down = quantize_matrix(weights.down, down, recipe, inner_moments)
-    down_error = output_error(weights.down, inner_moments, quantized_down)
+    of_inner = inner_moments(inputs, recipe, packed_inner(gate, up), inner_size)
+    quantized_down = quantize_matrix(weights.down, down, recipe, of_inner, at_down)
+    down_error = output_error(weights.down, of_inner, quantized_down)
     return ExpertPage(gate, up, quantized_down), (gate_up_error, down_error)
 
 
-def _rows(matrix: QuantizedMatrix, start: int, stop: int) -> QuantizedMatrix:
-    zeros, row_scales = matrix.zeros, matrix.row_scales
-    return QuantizedMatrix(
-        matrix.low_bit,
-        matrix.codes[start:stop],
-        matrix.scales[start:stop],
-        None if zeros is None else zeros[start:stop],
-        None if row_scales is None else row_scales[start:stop],
-    )
+def packed_inner(gate: QuantizedMatrix, up: QuantizedMatrix) -> Callable[[Tensor], Tensor]:
+    """What makes of (tokens, hidden) silu(gate x) * (up x) as the runtime computes it, (tokens, inner)."""
+    packed = [
+        PackedMatrix(pack_matrix(matrix), matrix.low_bit.name, matrix.codes.shape[0]) for matrix in (gate, up)
+    ]
+
+    def inner(tokens: Tensor) -> Tensor:
+        gated, raised = (packed_linear(tokens, matrix) for matrix in packed)
+        return functional.silu(gated) * raised
+
+    return inner

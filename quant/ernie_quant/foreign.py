@@ -16,7 +16,7 @@ import torch
 
 from ernie_local.errors import DoesNotFit, UsageError, parameter
 from ernie_local.packing.foreign import ForeignMatrix, unpack_quanto
-from ernie_local.packing.formats import formats_for
+from ernie_local.packing.formats import formats_by_bits
 from ernie_local.packing.layout import (
     ABSMAX_BLOCK,
     KINDS,
@@ -40,18 +40,18 @@ _MODULES = {"bitsandbytes": ("bitsandbytes",), "optimum-quanto": ("optimum", "op
 _GROUP_SIZES = {"nf4": 64, "quanto": 128, "quanto-hqq": 128}
 
 
-def choose_expert_format(method: str, bits: int, group_size: int | None = None) -> str:
-    """The format of experts that a method makes with `bits` bits. UsageError if there is none."""
+def choose_expert_format(method: str, bits: str, group_size: int | None = None) -> str:
+    """The format of experts of so many bits, or of that name. UsageError if the method makes none."""
     if method not in FOREIGN_METHODS:
         if group_size is not None:
             raise UsageError(
                 f"groups of {group_size} with the method {method}",
-                "our formats have fixed groups: 128 in w8, 64 in w4 and w3, 32 in w2",
+                "our formats have fixed groups: 128 in w8, 64 in w4 and w3, 32 in w2 and w2t",
                 f"omit {parameter('group_size')}, or use one of {', '.join(FOREIGN_METHODS)}",
             )
-        return next(one.name for one in formats_for("experts") if one.bits == bits)
+        return formats_by_bits()[bits].name
     wanted = _GROUP_SIZES[method] if group_size is None else group_size
-    if method == "nf4" and bits != 4:
+    if method == "nf4" and bits != "4":
         raise UsageError(
             f"nf4 with {bits} bits",
             "the format has 4 bits",

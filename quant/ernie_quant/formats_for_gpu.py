@@ -6,7 +6,6 @@ them get one format: the one of most bits of which enough are on the GPU.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -15,13 +14,14 @@ from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.media.video_config import published_video_processor
-from ernie_local.packing.formats import formats_for, largest_first
+from ernie_local.packing.formats import find_format, formats_for, largest_first
 from ernie_local.planner.gpu import GpuPlan, plan_gpu
 from ernie_local.planner.gpus import usable_bytes
 from ernie_local.planner.model_size import ModelSize
 from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.ram import Budget
 from ernie_local.sizes import GIB, format_bytes
+from ernie_quant.mixed_tables import SMALLEST_EXPERTS
 
 USUAL_TOKENS = 8192
 # Of the text experts, to be on the GPU in decode: fewer bits would bring less than they cost.
@@ -39,6 +39,7 @@ class GpuFit:
     bits: int | None
     dense: str
     plan: GpuPlan
+    has_experts: bool = True
 
     @property
     def lines(self) -> Iterator[str]:
@@ -46,6 +47,9 @@ class GpuFit:
         limit = format_bytes(self.plan.vram.limit_bytes or 0)
         if self.bits is None:
             yield f"every text expert fits into the {limit} that such a GPU has: bits are mixed to fill it"
+            return
+        if not self.has_experts:
+            yield f"in the {limit} that such a GPU has: all matrices in {self.dense}"
             return
         yield (
             f"in the {limit} that such a GPU has: experts in {self.bits} bits, the rest in {self.dense}; "
@@ -67,10 +71,16 @@ def fit_gpu(config: ModelConfig, processor: ImageProcessorConfig, size: int, den
     def planned(experts: str, dense_format: str) -> GpuPlan:
         return plan_in(config, processor, _uniform(config, experts, dense_format), vram)
 
-    if planned("w2s", wanted[-1]).holds_text_experts:
-        is_enough = planned("w2s", wanted[0]).holds_text_experts
+    if not config.text.banks:
+        plans = ((one, planned("w4", one)) for one in wanted)
+        best = next(((one, plan) for one, plan in plans if plan.fits), None)
+        if best is None:
+            raise _too_small(planned("w4", wanted[-1]), size, wanted[-1])
+        return GpuFit(find_format(best[0]).bits, *best, has_experts=False)
+    if planned(SMALLEST_EXPERTS, wanted[-1]).holds_text_experts:
+        is_enough = planned(SMALLEST_EXPERTS, wanted[0]).holds_text_experts
         chosen = "auto" if dense == "auto" or not is_enough else wanted[0]
-        return GpuFit(None, chosen, planned("w2s", wanted[-1] if chosen == "auto" else chosen))
+        return GpuFit(None, chosen, planned(SMALLEST_EXPERTS, wanted[-1] if chosen == "auto" else chosen))
     fewest: GpuFit | None = None
     paged = [one for one in largest_first(formats_for("experts")) if one.bits <= _MOST_BITS]
     for low_bit in paged:
@@ -89,7 +99,7 @@ def plan_in(
     config: ModelConfig, processor: ImageProcessorConfig, tables: QuantizationConfig, vram_bytes: int
 ) -> GpuPlan:
     """A usual conversation with the model in these tables, with RAM enough."""
-    packed = dataclasses.replace(config, quantization=tables)
+    packed = config.packed_by(tables)
     model = ModelSize("the quantized model", packed, processor, published_video_processor(processor))
     context_size = min(USUAL_TOKENS, config.text.max_position_embeddings)
     chat = ChatPlan(context_size, "bfloat16", "bfloat16", may_shrink_cache=True)
@@ -108,7 +118,7 @@ def _too_small(plan: GpuPlan, size: int, dense: str) -> DoesNotFit:
     return DoesNotFit(
         f"the smallest formats need {format_bytes(plan.least_bytes)} of a GPU, one of {format_bytes(size)} "
         f"has {format_bytes(plan.vram.limit_bytes or 0)} for programs",
-        f"the weights that every token reads, a chat of {USUAL_TOKENS} tokens, an image, and the experts of "
-        "one token have to be there together",
+        f"the weights that every token reads, a chat of {USUAL_TOKENS} tokens, an image if the model reads "
+        "any, and the experts of one token have to be there together",
         f"{parameter('fit', f'{enough}GiB')} or more{or_less}",
     )

@@ -18,12 +18,35 @@ Tensor = torch.Tensor
 
 def gptq(weights: Tensor, hessian: Tensor, grid: ScaleGrid) -> QuantizedMatrix:
     """weights: (rows, columns); hessian: (columns, columns) float32, damped. The grid does not change."""
-    low_bit = grid.low_bit
+    return grid.with_codes(
+        choose_codes(weights, order_and_factor(hessian), grid.low_bit, grid.steps, grid.shifts)
+    )
+
+
+def order_and_factor(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """The columns from the most important one on, and how the error of each goes to later ones.
+
+    hessian: (columns, columns), damped -> (columns,) int64 and, in that order, (columns, columns).
+    """
     order = hessian.diagonal().argsort(descending=True, stable=True)
-    factor = inverse_factor(hessian[order][:, order]).contiguous()
+    return order, inverse_factor(hessian[order][:, order]).contiguous()
+
+
+def choose_codes(
+    weights: Tensor,
+    feedback: tuple[Tensor, Tensor],
+    low_bit: LowBitFormat,
+    steps: Tensor,
+    shifts: Tensor,
+) -> Tensor:
+    """The codes, (rows, columns) uint8, on a grid of steps and shifts, (rows, groups) float32 each.
+
+    feedback: of `order_and_factor`; low_bit: whose range of codes and size of groups these are.
+    """
+    order, factor = feedback
     # Columns become rows of memory, as one is taken at a time.
     left = weights.float().t()[order].contiguous()  # (columns, rows)
-    places = grid.steps.t().contiguous(), grid.shifts.t().contiguous()  # (groups, rows) each
+    places = steps.t().contiguous(), shifts.t().contiguous()  # (groups, rows) each
     group_ids = order // low_bit.group_size
     codes = torch.empty(left.shape, dtype=torch.uint8)
     is_native = has_native_steps()
@@ -41,7 +64,7 @@ def gptq(weights: Tensor, hessian: Tensor, grid: ScaleGrid) -> QuantizedMatrix:
             left[stop:].addmm_(factor[start:stop, stop:].t(), errors, alpha=-1)
     back = torch.empty_like(codes)
     back[order] = codes
-    return grid.with_codes(back.t().contiguous())
+    return back.t().contiguous()
 
 
 def _choose_block(

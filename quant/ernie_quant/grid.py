@@ -52,6 +52,18 @@ def grid_of(matrix: QuantizedMatrix) -> ScaleGrid:
     return ScaleGrid(matrix.low_bit, matrix.scales, matrix.zeros, matrix.row_scales)
 
 
+def rows_of(matrix: QuantizedMatrix, rows: slice | Tensor) -> QuantizedMatrix:
+    """The matrix of these rows; by ids, (rows,) int64, it is a copy."""
+    zeros, row_scales = matrix.zeros, matrix.row_scales
+    return QuantizedMatrix(
+        matrix.low_bit,
+        matrix.codes[rows],
+        matrix.scales[rows],
+        None if zeros is None else zeros[rows],
+        None if row_scales is None else row_scales[rows],
+    )
+
+
 def round_to_grid(weights: Tensor, grid: ScaleGrid) -> QuantizedMatrix:
     """Round each weight, (rows, columns), to the nearest code."""
     columns = weights.shape[1]
@@ -67,7 +79,7 @@ def search_grid(weights: Tensor, low_bit: LowBitFormat, importance: Tensor | Non
     weights: (rows, columns) finite floats; low_bit: an asymmetric format; importance: (columns,), the
     diagonal of the second moments, by default equal.
     """
-    assert not low_bit.is_symmetric, low_bit.name
+    assert low_bit.has_zeros, low_bit.name
     columns = weights.shape[1]
     matters = torch.ones(columns) if importance is None else importance.float().contiguous()
     if has_native_steps():

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ernie_calibration.sequences import EncodedSample
+from ernie_local.adapters.source import AdapterSource
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import UsageError
 from ernie_local.packing.layout import find_foreign
@@ -14,7 +15,8 @@ from ernie_quant.foreign import FOREIGN_METHODS, check_library
 from ernie_quant.hub_source import HubSource
 from ernie_quant.place import check_empty, check_out, is_made, partial_of
 from ernie_quant.recipe import Recipe
-from ernie_quant.work import OnUnit, ResumeMode, check_resume, tell_nobody
+from ernie_quant.units import OnUnit
+from ernie_quant.work import ResumeMode, check_resume, tell_nobody
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,8 @@ class Job:
     an empty name and about the seconds of earlier runs. should_stop: asked after every unit. on_note: called
     with a line about something that could not be done. statistics: the measurements behind `tables`, copied
     to statistics.json in the checkpoint. most_memory: bytes that the work may take; a job that needs more is
-    refused. hub: of which model on the hub `source` is the directory. on_download: as of ShardStore.
+    refused. hub: of which model on the hub `source` is the directory. on_download: as of ShardStore;
+    on_others: as of Units. lora: adapters that are added to the weights of `source`.
     """
 
     source: Path
@@ -41,6 +44,8 @@ class Job:
     most_memory: int | None = None
     hub: HubSource | None = None
     on_download: Callable[[int, int], None] = tell_nobody
+    lora: Sequence[AdapterSource] = ()
+    on_others: Callable[[str], None] = tell_nobody
 
     @property
     def source_name(self) -> str:
@@ -72,6 +77,12 @@ def check_job(job: Job, config: ModelConfig) -> None:
             f"{job.source_name} is quantized already",
             "quantizing it again would add up the errors of both",
             "start from the bfloat16 checkpoint",
+        )
+    if job.recipe.by_answers and job.hub is not None and job.hub.model is not None:
+        raise UsageError(
+            f"gradients of the answers of {job.source_name}, whose weights are fetched layer by layer",
+            "they go through all layers and back before the first one is quantized: two more downloads",
+            "download the model first, or quantize without them",
         )
     method = job.recipe.method
     experts = {name for formats in job.tables.experts.values() for name in formats}

@@ -7,7 +7,7 @@ that they will meet. Hidden states stay in files and pass through memory in chun
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from ernie_local.config import ExpertBank, ModelConfig
 from ernie_local.errors import ModelUnusable
 from ernie_local.files import sync_names
-from ernie_local.model.attention import choose_attention
+from ernie_local.model.attention import AttentionStep, choose_attention
 from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.kv_cache import KVCache
 from ernie_local.model.moe import served_tokens
@@ -42,9 +42,10 @@ class StateFiles:
     num_tokens: int
     hidden_size: int
 
-    def open(self, suffix: int | str, *, is_new: bool = False) -> RowFile:
+    def open(self, suffix: int | str, *, is_new: bool = False, is_shared: bool = False) -> RowFile:
         """The input states of layer `suffix`, or another file of this name."""
-        return RowFile(self._path(suffix), self.num_tokens, self.hidden_size, is_new=is_new)
+        path = self._path(suffix)
+        return RowFile(path, self.num_tokens, self.hidden_size, is_new=is_new, is_shared=is_shared)
 
     @contextmanager
     def layer(self, layer_id: int) -> Iterator[tuple[RowFile, RowFile, RowFile]]:
@@ -62,9 +63,9 @@ class StateFiles:
         self._path("routed").replace(self._path(layer_id + 1))
         sync_names(self.folder)
 
-    def delete(self, layer_id: int) -> None:
-        """Delete the input states of a layer that is done."""
-        self._path(layer_id).unlink()
+    def delete(self, suffix: int | str) -> None:
+        """Delete a file that is needed no more, and may be deleted already."""
+        self._path(suffix).unlink(missing_ok=True)
 
     def _path(self, suffix: int | str) -> Path:
         return self.folder / f"{self.name}.{suffix}"
@@ -121,6 +122,12 @@ class Routing:
         tokens, choices = (self.ids == expert_id).nonzero(as_tuple=True)
         return self.rows[tokens], self.weights[tokens, choices]
 
+    def of_rows(self, rows: slice) -> Routing:
+        """The same of those tokens that lie in these rows of the table."""
+        first, last = torch.searchsorted(self.rows, torch.tensor([rows.start, rows.stop])).tolist()
+        part = slice(first, last)  # rows ascend
+        return Routing(self.rows[part], self.ids[part], self.weights[part], self.ranked[part])
+
     def neighbours(self, expert_id: int, most: int) -> Tensor:
         """Up to `most` rows that are routed elsewhere but rank the expert next, best ranks first."""
         top_k = self.ids.shape[1]
@@ -128,6 +135,13 @@ class Routing:
         others = ~(self.ids[tokens] == expert_id).any(1)
         tokens, ranks = tokens[others], ranks[others]
         return self.rows[tokens[ranks.argsort(stable=True)[:most]].sort().values]
+
+
+def chunks(file: RowFile, rows: slice | None = None) -> Iterator[slice]:
+    """These rows of the file, by default all, in chunks."""
+    first, last, _ = (rows or slice(None)).indices(file.num_rows)
+    for start in range(first, last, CHUNK_TOKENS):
+        yield slice(start, min(start + CHUNK_TOKENS, last))
 
 
 @torch.inference_mode()
@@ -138,18 +152,53 @@ def attend_layer(
     states: RowFile,
     attended: RowFile,
     first_row: int = 0,
+    sequences: Sequence[slice] | None = None,
 ) -> None:
-    """Write each hidden state with the layer's attention added to `attended`, from `first_row` on."""
+    """Write each hidden state with the layer's attention added to `attended`, from `first_row` on.
+
+    sequences: the tokens of each one, by default of all in the table.
+    """
+    for tokens, hidden, step in _attention_steps(config, table, states, sequences):
+        rows = slice(first_row + tokens.start, first_row + tokens.stop)
+        attended.write(rows, step.add_to(hidden, layer.input_layernorm, layer.self_attn))
+
+
+@torch.inference_mode()
+def attend_heads(
+    layer: DecoderLayer,
+    config: ModelConfig,
+    table: TokenTable,
+    states: RowFile,
+    heads: RowFile,
+    sequences: Sequence[slice],
+) -> None:
+    """The first half of it: write what comes out of all heads, (tokens, heads * head_dim), to `heads`."""
+    attention = layer.self_attn
+    for tokens, hidden, step in _attention_steps(config, table, states, sequences):
+        projected = attention.project(layer.input_layernorm(hidden))
+        heads.write(tokens, step.attend(attention.layer_id, *projected).flatten(1))
+
+
+@torch.inference_mode()
+def add_heads(layer: DecoderLayer, states: RowFile, heads: RowFile, attended: RowFile, rows: slice) -> None:
+    """The second half: write these rows of `states`, with the projection of `heads` added, to `attended`."""
+    for tokens in chunks(states, rows):
+        attended.write(tokens, states.read(tokens) + layer.self_attn.o_proj(heads.read(tokens)))
+
+
+def _attention_steps(
+    config: ModelConfig, table: TokenTable, states: RowFile, sequences: Sequence[slice] | None
+) -> Iterator[tuple[slice, Tensor, AttentionStep]]:
+    """Of each sequence its tokens, their hidden states, and how they attend."""
+    sequences = list(table.sequences()) if sequences is None else sequences
     one_layer = dataclasses.replace(config.text, num_hidden_layers=1)
-    longest = max(tokens.stop - tokens.start for tokens in table.sequences())
+    longest = max(tokens.stop - tokens.start for tokens in sequences)
     cache = KVCache(one_layer, longest, torch.float32, torch.device("cpu"))
     rope = TextRope(config.text, torch.device("cpu"))
-    for tokens in table.sequences():
+    for tokens in sequences:
         cosines, sines = rope.angles(table.positions[:, tokens])
         hidden = states.read(tokens)
-        step = choose_attention(hidden, cosines, sines, cache)
-        hidden = step.add_to(hidden, layer.input_layernorm, layer.self_attn)
-        attended.write(slice(first_row + tokens.start, first_row + tokens.stop), hidden)
+        yield tokens, hidden, choose_attention(hidden, cosines, sines, cache)
         cache.truncate(0)
 
 
@@ -163,9 +212,7 @@ def finish_layer(
     is not finite.
     """
     mlp = layer.mlp if layer.moe is None else layer.moe.shared_experts
-    first, last, _ = (rows or slice(None)).indices(attended.num_rows)
-    for start in range(first, last, CHUNK_TOKENS):
-        tokens = slice(start, min(start + CHUNK_TOKENS, last))
+    for tokens in chunks(attended, rows):
         hidden = attended.read(tokens)
         if mlp is not None:
             hidden += mlp(layer.post_attention_layernorm(hidden))

@@ -28,6 +28,7 @@ FLOOR = 0.2
 _LEAST_FACTOR = 0.1
 _STEP = 1 << 16  # of bytes that a GPU may have room for
 _DENSE = tuple(low_bit.name for low_bit in reversed(largest_first(formats_for("dense"))))
+SMALLEST_EXPERTS = largest_first(formats_for("mixed"))[-1].name
 # An item is an expert, or all other matrices of a layer: (layer, "", 0), or the head: (-1, "", 0).
 Items = dict[RoutedExpert, list[Option]]
 FilesBytes = Callable[[QuantizationConfig], int]
@@ -159,7 +160,9 @@ def room_in_files(smallest: QuantizationConfig, size: int, files_bytes: FilesByt
 
 def smallest_tables(config: ModelConfig, dense: str) -> QuantizationConfig:
     """The smallest format of each weight. dense: as of MixedTables."""
-    return format_tables(config, FormatChoice("w2s", "w4" if dense == "auto" else dense, "w8", "w8"))
+    return format_tables(
+        config, FormatChoice(SMALLEST_EXPERTS, "w4" if dense == "auto" else dense, "w8", "w8")
+    )
 
 
 def _smallest_sum(items: Items) -> int:
@@ -172,7 +175,7 @@ def _largest_sum(items: Items) -> int:
 
 def quantized_bytes(config: ModelConfig, tables: QuantizationConfig) -> int:
     """Bytes of all packed tensors in these tables."""
-    packed = PackedTensors(dataclasses.replace(config, quantization=tables))
+    packed = PackedTensors(config.packed_by(tables))
     return sum(math.prod(shape) for shape in packed.shapes.values())
 
 

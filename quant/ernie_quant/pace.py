@@ -17,7 +17,7 @@ _REHEARSED_WEIGHT, _GUESSED_WEIGHT = 0.1, 0.01
 
 
 def kind_of(unit: str) -> str:
-    """`expert BANK`, `sequence` or `layer`; `fixed` for a tensor."""
+    """`expert BANK`, another first word like `layer`, or `fixed` for a tensor."""
     first, _, rest = unit.partition(" ")
     if first == "expert":
         return f"expert {rest.split('.')[1]}"

@@ -9,12 +9,14 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ernie_local.checkpoint.files import HASHES_FILE
 from ernie_local.errors import DoesNotFit, UsageError
+from ernie_local.files import free_disk_bytes
+from ernie_local.sizes import format_bytes
 from ernie_local.strict_json import show
 
 # Inside the directory; removed after it got its final name, the identity last.
@@ -47,8 +49,7 @@ def check_out(out: Path, source: Path) -> None:
     try:
         for directory, is_ours in ((out, is_made), (partial_of(out), has_work)):
             _check_name(directory)
-            if not is_ours(directory):
-                check_empty(directory)
+            check_empty(directory, unless=is_ours)
         _check_outside(out, source)
         _check_writable(out.parent)
     except (OSError, ValueError) as error:  # a name too long for the system, or with a zero byte in it
@@ -71,16 +72,31 @@ def check_new_file(path: Path) -> None:
     )
 
 
-def check_empty(directory: Path) -> None:
-    """Raise UsageError unless `directory` is empty or not there."""
+def check_empty(directory: Path, unless: Callable[[Path], bool] = lambda _: False) -> None:
+    """Raise UsageError unless `directory` is empty or not there, or `unless` is true of it."""
     if not directory.exists():
         return
-    entries = len(list(directory.iterdir())) if directory.is_dir() else None
-    if entries != 0:
+    try:
+        entries = len(list(directory.iterdir())) if directory.is_dir() else None
+    except FileNotFoundError:  # another process rehearsed its rename, and took it back
+        return
+    # Asked last: another process may just have begun its work there.
+    if entries != 0 and not unless(directory):
         raise UsageError(
             f"{directory} is there and {'is a file' if entries is None else f'holds {entries} entries'}",
             "existing files are never overwritten",
             "name a new directory, or move its files away",
+        )
+
+
+def check_room(out: Path, num_bytes: int) -> None:
+    """DoesNotFit where the disk of `out` has less than `num_bytes` free. Nothing is written."""
+    free = free_disk_bytes(out)
+    if free < num_bytes:
+        raise DoesNotFit(
+            f"{out} takes {format_bytes(num_bytes)}, {num_bytes} bytes, and {free} are free on its disk",
+            "all of it is written before it gets its name, and nothing was written yet",
+            "free that much on the disk, or name a directory on another disk",
         )
 
 

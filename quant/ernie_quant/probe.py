@@ -11,13 +11,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 
 from ernie_calibration.sequences import EncodedSample
-from ernie_local.checkpoint.reader import Checkpoint, open_checkpoint
+from ernie_local.adapters.merged import open_merged, read_adapters
+from ernie_local.adapters.source import AdapterSource
+from ernie_local.checkpoint.reader import Checkpoint
 from ernie_local.config import ExpertBank, ModelConfig, read_config
 from ernie_local.errors import UsageError
 from ernie_local.loading.build import build_layer
@@ -27,7 +29,14 @@ from ernie_local.model.moe import served_tokens
 from ernie_local.packing.formats import formats_for, largest_first
 from ernie_quant.expert import ExpertWeights
 from ernie_quant.layer import NormedTokens, Routing, attend_layer, finish_layer, route_bank
-from ernie_quant.losses import PARTS, AnswerDivergence, option_losses, rounded, rounded_expert
+from ernie_quant.losses import (
+    PARTS,
+    AnswerDivergence,
+    option_losses,
+    rounded,
+    rounded_expert,
+    trellis_ratios,
+)
 from ernie_quant.measurements import (
     ExpertLosses,
     Measurements,
@@ -37,9 +46,16 @@ from ernie_quant.measurements import (
 )
 from ernie_quant.place import check_new_file, telling_full_disk
 from ernie_quant.source import FloatSource
-from ernie_quant.source_check import check_weights
-from ernie_quant.tokens import RowFile, TokenTable, embed
-from ernie_quant.work import OnUnit, calibration_identity, source_identity, tell_nobody, version_identity
+from ernie_quant.source_check import weight_checks
+from ernie_quant.tokens import Embedder, RowFile, TokenTable
+from ernie_quant.units import OnUnit
+from ernie_quant.work import (
+    adapters_identity,
+    calibration_identity,
+    source_identity,
+    tell_nobody,
+    version_identity,
+)
 
 Tensor = torch.Tensor
 EXPERT_FORMATS = tuple(low_bit.name for low_bit in reversed(largest_first(formats_for("mixed"))))
@@ -49,6 +65,7 @@ MOST_TOKENS = 4096  # of all samples; there are two copies of them for each laye
 _MOST_OF_EXPERT = 256  # tokens that represent all tokens of an expert
 _LEAST_TOKENS = 32  # with fewer, tokens that rank the expert next are added
 _RANKS_TOKENS = 64
+_MOST_COMPARED = 2048  # tokens of a bank on which w2t is held against w2
 
 
 @dataclasses.dataclass(slots=True)
@@ -89,8 +106,9 @@ class Probe:
         """Measure everything; `identity` becomes part of the result."""
         table = self._copies.table
         states = self._new_rows("states.0", 1)
-        for _ in embed(self._checkpoint, self._config, self._sequences, table, states):
-            pass
+        embedder = Embedder(self._checkpoint, self._config)
+        for sequence, tokens in zip(self._sequences, table.sequences(), strict=True):
+            states.write(tokens, embedder.embed(sequence))
         for layer_id, has_experts in enumerate(self._config.text.moe_layers):
             states = self._run_layer(layer_id, has_experts, states)
             self._on_unit(f"layer {layer_id}", layer_id + 1, self._config.text.num_hidden_layers)
@@ -163,8 +181,13 @@ class Probe:
         routing = route_bank(layer, copies.table.repeated(expert_copy), attended, bank)
         own = _of_exact_copy(routing, num_tokens)
         importance = _mean_squares(NormedTokens(layer, attended, own.rows), self._config.text.hidden_size)
+        some = own.rows[:: -(-max(len(own.rows), 1) // _MOST_COMPARED)]
+        typical = torch.cat(list(NormedTokens(layer, attended, some))) if len(some) > 1 else None
+        ratios = dict.fromkeys(PARTS, 1.0)
         for expert_id in range(bank.num_experts):
             weights = self._source.expert(layer_id, bank.name, expert_id)
+            if expert_id == 0 and typical is not None:
+                ratios = trellis_ratios(weights, typical)
             rows, token_weights = routing.visitors(expert_id)
             power = 0.0  # of the exact copy's outputs
             tokens = NormedTokens(layer, attended, rows)
@@ -173,7 +196,7 @@ class Probe:
                 power += float(outputs[part_rows < num_tokens].square().sum(dtype=torch.float64))
             own_rows, own_weights = own.visitors(expert_id)
             visitors = NormedTokens(layer, attended, own_rows)
-            lost = _measure(weights, importance, visitors, own_weights, own, expert_id)
+            lost = _measure(weights, importance, visitors, own_weights, own, expert_id, ratios)
             self._losses.append(ExpertLosses(layer_id, bank.name, expert_id, len(visitors), power, lost))
             if own_rows.numel():
                 all_tokens = torch.cat(list(visitors))
@@ -189,8 +212,12 @@ def _measure(
     visitor_weights: Tensor,
     own: Routing,
     expert_id: int,
+    ratios: Mapping[str, float],
 ) -> dict[str, dict[str, float]]:
-    """The shares that formats lose on some of the expert's tokens. own: the routing of the exact copy."""
+    """The shares that formats lose on some of the expert's tokens.
+
+    own: the routing of the exact copy; ratios: of its bank.
+    """
     step = -(-max(len(visitors), 1) // _MOST_OF_EXPERT)
     rows, token_weights = visitors.rows[::step], visitor_weights[::step]
     if len(visitors) < _LEAST_TOKENS:
@@ -203,7 +230,7 @@ def _measure(
     if not len(rows):  # a bank without any token
         return {part: dict.fromkeys(EXPERT_FORMATS, 0.0) for part in PARTS}
     tokens = torch.cat(list(NormedTokens(visitors.layer, visitors.states, rows)))
-    return option_losses(weights, importance, tokens, token_weights, EXPERT_FORMATS)
+    return option_losses(weights, importance, tokens, token_weights, EXPERT_FORMATS, ratios)
 
 
 def probe_sequences(sequences: Sequence[EncodedSample], most_tokens: int) -> list[EncodedSample]:
@@ -264,12 +291,15 @@ def measurements_in(
     sequences: Sequence[EncodedSample],
     on_unit: OnUnit = tell_nobody,
     source_name: str | None = None,
+    lora: Sequence[AdapterSource] = (),
 ) -> Measurements:
     """Read the measurements in `path`, or measure the unquantized model in `source` and write them there.
 
     sequences: the first ones with answers are used, of at most MOST_TOKENS. source_name: the identity of a
-    model on the hub. UsageError if the file holds measurements of something else or cannot be written, or if
-    no sequence has an answer; ModelUnusable if it is damaged.
+    model on the hub. lora: adapters that are added to its weights.
+
+    UsageError if the file holds measurements of something else or cannot be written, or if no sequence has an
+    answer; ModelUnusable if it is damaged.
     """
     chosen = probe_sequences(sequences, MOST_TOKENS)
     if not chosen:
@@ -278,12 +308,14 @@ def measurements_in(
             "losses are measured where the model answers",
             "give samples with questions and answers, or keep the generated ones",
         )
+    config = read_config(source)
+    adapter = read_adapters(lora, config)
+    added = "" if adapter is None else f" with {adapters_identity(lora, adapter)}"
     identity = {
-        "source": source_name or source_identity(source),
+        "source": f"{source_name or source_identity(source)}{added}",
         "calibration": calibration_identity(chosen),
         "version": version_identity(),
     }
-    config = read_config(source)
     if path.exists():
         return _checked(read_measurements(path, identity), path, config)
     if config.quantization is not None:
@@ -296,11 +328,12 @@ def measurements_in(
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         telling_full_disk(path.parent, "nothing is kept, measurements are written when all is measured"),
-        open_checkpoint(source, config) as checkpoint,
+        open_merged(source, config, adapter) as checkpoint,
         tempfile.TemporaryDirectory(dir=path.parent, prefix=".ernie-local.") as scratch,
         torch.inference_mode(),
     ):
-        for unit in check_weights(checkpoint):
+        for unit, check in weight_checks(checkpoint).items():
+            check()
             on_unit(unit, 0, config.text.num_hidden_layers)
         measured = Probe(checkpoint, config, chosen, Path(scratch), on_unit).run(identity)
         write_measurements(path, measured)

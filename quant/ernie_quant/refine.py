@@ -61,8 +61,12 @@ def refine(
 
 def output_error(weights: Tensor, hessian: Tensor, matrix: QuantizedMatrix) -> float:
     """trace(E H E^T) / trace(W H W^T): the share of the output's power that is lost."""
-    exact = weights.float()
-    error = exact - dequantize(matrix)
+    return lost_share(weights.float(), hessian, dequantize(matrix))
+
+
+def lost_share(exact: Tensor, hessian: Tensor, dequantized: Tensor) -> float:
+    """The same of a matrix in any format. exact, dequantized: (rows, columns) float32."""
+    error = exact - dequantized
     power = float(((exact @ hessian) * exact).sum(dtype=torch.float64))
     lost = float(((error @ hessian) * error).sum(dtype=torch.float64))
     return lost / power if power > 0 else 0.0

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -17,8 +17,8 @@ from ernie_local.config import Bank, BankKey, ModelConfig
 from ernie_local.errors import DoesNotFit
 from ernie_local.packing import pack_page
 from ernie_local.packing.page import read_layout
-from ernie_quant.calibration import NEIGHBOURS_PER_COLUMN, packed_expert
-from ernie_quant.expert import ExpertInputs, ExpertWeights, quantize_expert
+from ernie_quant.calibration import NEIGHBOURS_PER_COLUMN
+from ernie_quant.expert import ExpertInputs, ExpertWeights, OutputGradients, quantize_expert
 from ernie_quant.layer import CHUNK_TOKENS
 from ernie_quant.plan import expert_cost
 from ernie_quant.recipe import Recipe
@@ -46,10 +46,11 @@ def rehearse(
         count = max(1, min(CHUNK_TOKENS, round(num_tokens[bank])))
         with _scattered_tokens(directory, count, config.text.hidden_size) as tokens:
             took: list[float] = []
-            while sum(took) < _TIMED_SECONDS:  # the experts of small models take hundredths of a second
+            while (
+                not took or sum(took) < _TIMED_SECONDS
+            ):  # the experts of small models take hundredths of a second
                 began = time.perf_counter()
-                outputs = rehearsal.make((layer_id, bank), tokens, count)
-                tokens.sums.add(tokens.rows, outputs)
+                rehearsal.make((layer_id, bank), tokens, count)
                 took.append(time.perf_counter() - began)
         paces[f"expert {bank}"] = median(took) / expert_cost(config, bank, count, recipe)
     return paces
@@ -61,8 +62,8 @@ class _Rehearsal:
     recipe: Recipe
     directory: Path
 
-    def make(self, place: BankKey, tokens: Iterable[torch.Tensor], num_tokens: int) -> torch.Tensor:
-        """Do all that a run does for an expert with these tokens; its outputs, (num_tokens, hidden_size)."""
+    def make(self, place: BankKey, tokens: Iterable[torch.Tensor], num_tokens: int) -> None:
+        """Do all that a run does for an expert with these tokens."""
         bank = place[1]
         tables, text = self.config.quantization, self.config.text
         assert tables is not None
@@ -71,24 +72,25 @@ class _Rehearsal:
         neighbours = torch.randn(num_neighbours, text.hidden_size, generator=generator)
         weights = torch.rand(num_tokens, generator=generator)
         inputs = ExpertInputs(tokens, weights, [neighbours], num_neighbours, torch.eye(text.hidden_size))
+        if self.recipe.by_answers:
+            own = torch.randn(num_tokens, text.hidden_size, generator=generator)
+            even = torch.eye(text.hidden_size) / text.hidden_size
+            inputs = replace(inputs, gradients=OutputGradients([own], num_tokens, even))
         formats = [table[place][0] for table in (tables.experts, tables.small_experts) if table]
         shape = text.bank(bank).expert_size, text.hidden_size
         # The weights may be on a hub still; others of this size take as long.
         gate, up, down = (torch.randn(shape, generator=generator) for _ in range(3))
         expert = ExpertWeights(gate, up, down.t().contiguous())
         pages, _ = quantize_expert(expert, inputs, self.recipe, *map(page_formats, formats))
-        packed = [pack_page(page) for page in pages]
-        for page in packed:
-            _save_and_read(page, self.directory / "rehearsal")
-        return packed_expert(packed[0][None])(torch.cat(list(tokens)), weights[:, None])
+        for page in pages:
+            _save_and_read(pack_page(page), self.directory / "rehearsal")
 
 
 @dataclass(frozen=True, slots=True)
 class _ScatteredTokens:
-    """Rows of a file, read again each time, no two of which follow each other. sums: a file for outputs."""
+    """Rows of a file, read again each time, no two of which follow each other."""
 
     states: RowFile
-    sums: RowFile
     rows: torch.Tensor
 
     def __iter__(self) -> Iterator[torch.Tensor]:
@@ -97,18 +99,14 @@ class _ScatteredTokens:
 
 @contextmanager
 def _scattered_tokens(directory: Path, count: int, hidden_size: int) -> Iterator[_ScatteredTokens]:
-    paths = [directory / f"rehearsal.{name}" for name in ("states", "sums")]
+    path = directory / "rehearsal.states"
     try:
-        with ExitStack() as stack:
-            states, sums = (
-                stack.enter_context(RowFile(path, 2 * count, hidden_size, is_new=True)) for path in paths
-            )
+        with RowFile(path, 2 * count, hidden_size, is_new=True) as states:
             drawn = torch.randn(2 * count, hidden_size, generator=torch.Generator().manual_seed(1))
             states.write(slice(None), drawn)
-            yield _ScatteredTokens(states, sums, torch.arange(0, 2 * count, 2))
+            yield _ScatteredTokens(states, torch.arange(0, 2 * count, 2))
     finally:
-        for path in paths:
-            path.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def _save_and_read(packed: torch.Tensor, path: Path) -> None:

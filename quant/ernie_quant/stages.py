@@ -29,7 +29,7 @@ class WorkStage:
         """Whether weights of the source are still to be read for it. done: finished units."""
         units = [entry.name for entry in self.fixed]
         if calibrates and self.layer_id is not None:  # tokens are embedded by the new checkpoint
-            units.append(f"layer {self.layer_id}")
+            units.append(f"layer {self.layer_id}")  # the last of a layer
         return any(unit not in done for unit in units)
 
 
@@ -38,7 +38,7 @@ def make_stages(fixed: Sequence[TensorEntry], text: TextConfig) -> list[WorkStag
     entries: dict[int | None, list[TensorEntry]] = {None: []}
     entries |= {layer_id: [] for layer_id in range(text.num_hidden_layers)}
     for entry in fixed:
-        entries[_layer_of(entry.name)].append(entry)
+        entries[layer_of(entry.name)].append(entry)
     return [WorkStage(layer_id, tuple(own)) for layer_id, own in entries.items()]
 
 
@@ -49,7 +49,7 @@ def source_files(
     files: dict[int | None, dict[str, None]] = {stage.layer_id: {} for stage in stages}
     # Experts come behind what else is in the layer.
     for name, source in sorted(accounts.sources.items(), key=lambda pair: pair[0].startswith("experts.")):
-        files[_layer_of(name)][source.stored.path.name] = None
+        files[layer_of(name)] |= dict.fromkeys(part.path.name for part in source.stored_parts)
     if accounts.tied_head is not None:  # compared with the embedding
         files[None][accounts.tied_head.path.name] = None
     return [
@@ -58,7 +58,7 @@ def source_files(
     ]
 
 
-def _layer_of(name: str) -> int | None:
-    """The layer of our tensor `name`, plain or packed."""
+def layer_of(name: str) -> int | None:
+    """The layer of our tensor `name`, plain or packed; None if it lies outside of the layers."""
     match = _IN_LAYER.match(name)
     return match and int(match[1])

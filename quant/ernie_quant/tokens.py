@@ -6,8 +6,9 @@ Hidden states are read from the file row by row; mapped pages would count as mem
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Self
@@ -20,7 +21,13 @@ from ernie_local.config import ModelConfig
 from ernie_local.errors import UsageError, parameter
 from ernie_local.loading.build import build_embedder
 from ernie_local.media.tokens import MediaPrompt
+from ernie_local.model.ernie import ErnieModel
 from ernie_quant.work import damaged_work
+
+Tensor = torch.Tensor
+# What one process passes through a layer at once: experts are fastest with many tokens each. Few tokens are
+# cut too, so that several processes have work.
+_PART_TOKENS, _LEAST_PARTS = 8192, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,46 +70,65 @@ class TokenTable:
         return (slice(start, stop) for start, stop in pairwise(self.bounds))
 
 
-@torch.inference_mode()
-def embed(
-    checkpoint: Checkpoint,
-    config: ModelConfig,
-    sequences: Sequence[EncodedSample],
-    table: TokenTable,
-    states: RowFile,
-    first: int = 0,
-) -> Iterator[int]:
-    """Write the inputs of the first layer into `states`, by the embedding and tower of `checkpoint`.
+def cut_into_parts(sequences: Iterable[slice], num_tokens: int) -> list[list[slice]]:
+    """The tokens of each sequence, of `num_tokens` together, in parts that different processes may take."""
+    most = min(_PART_TOKENS, -(-num_tokens // _LEAST_PARTS))
+    parts: list[list[slice]] = []
+    room = 0
+    for tokens in sequences:
+        if room <= 0:
+            parts.append([])
+            room = most
+        parts[-1].append(tokens)
+        room -= tokens.stop - tokens.start
+    return parts
 
-    Starts at sequence `first`. Yields the number of tokens done after each sequence.
-    """
-    model = build_embedder(checkpoint, config)
-    for sequence, tokens in list(zip(sequences, table.sequences(), strict=True))[first:]:
-        prompt = MediaPrompt.of(sequence.token_ids, sequence.patches, config)
-        embedded = model.embed(prompt.token_ids)
+
+def first_sequences(sequences: Sequence[EncodedSample], most_tokens: int) -> Sequence[EncodedSample]:
+    """Of at most so many tokens together, but at least one."""
+    ends = accumulate(len(sequence.token_ids) for sequence in sequences)
+    return sequences[: max(1, sum(end <= most_tokens for end in ends))]
+
+
+class Embedder:
+    """Makes the inputs of the first layer, by the embedding and tower of `checkpoint`."""
+
+    def __init__(self, checkpoint: Checkpoint, config: ModelConfig) -> None:
+        self._checkpoint, self._config = checkpoint, config
+
+    @cached_property
+    def _model(self) -> ErnieModel:
+        return build_embedder(self._checkpoint, self._config)
+
+    @torch.inference_mode()
+    def embed(self, sequence: EncodedSample) -> Tensor:
+        """(tokens, hidden_size); the first call reads the weights."""
+        prompt = MediaPrompt.of(sequence.token_ids, sequence.patches, self._config)
+        embedded = self._model.embed(prompt.token_ids)
         if sequence.patches:
-            embedded[prompt.is_placeholder] = torch.cat(model.encode_images(sequence.patches))
-        states.write(tokens, embedded)
-        yield tokens.stop
-
-
-Tensor = torch.Tensor
+            embedded[prompt.is_placeholder] = torch.cat(self._model.encode_images(sequence.patches))
+        return embedded
 
 
 class RowFile:
     """(num_rows, width) float32 in `path`; rows that were never written are zero."""
 
-    def __init__(self, path: Path, num_rows: int, width: int, *, is_new: bool = False) -> None:
-        """Open a file of that size, ModelUnusable if it is not there; with `is_new`, create it, all zero."""
+    def __init__(
+        self, path: Path, num_rows: int, width: int, *, is_new: bool = False, is_shared: bool = False
+    ) -> None:
+        """Open a file of that size, ModelUnusable if it is not there; with `is_new`, create it, all zero.
+
+        is_shared: create it only where no other process has.
+        """
         self.path, self.num_rows, self.width = path, num_rows, width
         self._row_bytes = width * torch.float32.itemsize
-        flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if is_new else 0)
+        flags = os.O_RDWR | (os.O_CREAT | os.O_TRUNC if is_new else 0) | (os.O_CREAT if is_shared else 0)
         num_bytes = num_rows * self._row_bytes
         try:
             self._descriptor = os.open(path, flags, 0o644)
         except FileNotFoundError as error:
             raise damaged_work(path, f"it is missing, and had {num_bytes} bytes") from error
-        if is_new:
+        if is_new or is_shared:
             os.ftruncate(self._descriptor, num_bytes)
         size = os.fstat(self._descriptor).st_size
         if size != num_bytes:

@@ -1,40 +1,44 @@
-"""Keeps a quantizing run resumable: OUT.partial with its lock, identity and journal of finished units.
+"""Keeps a quantizing run resumable: OUT.partial with its locks, identity and journal of finished units.
 
-A unit is `weights of PART` of the source, a tensor's name, `sequence NUMBER`, `expert LAYER.BANK.ID` or
-`layer ID`. It enters the journal after its bytes are on the disk, so a run may be killed at any time.
+A unit is a tensor's name, or a word with the place of the work, as `plan.unit_costs` lists them. It enters
+the journal after its bytes are on the disk, so a process may be killed at any time. Several processes may
+work in the directory: what each one takes is a locked byte of the file `lock`.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import shutil
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 import msgspec
 import torch
 
 import ernie_local
 from ernie_calibration.sequences import EncodedSample
+from ernie_local.adapters.low_rank import Adapter
+from ernie_local.adapters.source import AdapterSource
 from ernie_local.checkpoint.writer import CheckpointFiles
-from ernie_local.config import Bank
-from ernie_local.errors import ModelUnusable, Stopped, UsageError, parameter
+from ernie_local.errors import DoesNotFit, ModelUnusable, UsageError, parameter
 from ernie_local.files import open_plain, replaced, sync_names
+from ernie_local.reuse.identity import adapter_digest
+from ernie_quant.byte_locks import ByteLocks
 from ernie_quant.foreign import FOREIGN_PACKAGES
-from ernie_quant.pace import Pace
 from ernie_quant.place import IDENTITY_FILE, PIN_FILE, WORK_FOLDER, check_empty, has_work, is_made
 from ernie_quant.recipe import Recipe
 
 ResumeMode = Literal["auto", "required", "never"]
 _JOURNAL, _LOCK = "journal.jsonl", "lock"
 _BEGUN = "begun"  # the first unit, which stands for no work
+FILES_UNIT = "files"  # those of the weights are there, with their headers
+# Bytes of the lock: who prepares or ends the work; all who take part; who uses the journal; who checks the
+# result. Those of units follow.
+_PREPARING, _PRESENT, _WRITING, _CHECKING, _FIRST_UNIT = range(5)
 
 
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -45,47 +49,109 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Work:
-    """The work of a run in its directory, OUT.partial, locked for this process until `close`."""
+    """A process at the work in its directory, OUT.partial, until `close`."""
 
-    def __init__(self, directory: Path, identity: dict[str, str], resume: ResumeMode = "auto") -> None:
-        """Resume the work in `directory` if it is the same, or start a new one.
+    def __init__(
+        self, directory: Path, identity: dict[str, str], resume: ResumeMode = "auto", *, alone: bool = False
+    ) -> None:
+        """Take part in the work in `directory` if it is the same, or start a new one.
 
-        UsageError if another process works there, if the directory holds different work (`auto`, `required`),
-        no work (`required`) or other files; ModelUnusable for damaged work. `never` deletes the work that is
-        there.
+        Others wait for `prepared`. UsageError if the directory holds different work (`auto`, `required`), no
+        work (`required`) or other files; ModelUnusable for damaged work. `never` deletes the work that is
+        there. alone: allow no other process; with it, and with `never`, UsageError if another one is there.
         """
         self.directory = directory
         self.folder = directory / WORK_FOLDER  # for temporary files
-        is_there = has_work(directory)
         check_resume(directory, resume)
-        if not is_there:
-            check_empty(directory)
+        check_empty(directory, unless=has_work)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = self._take_lock()
+        self._locks = ByteLocks(self.folder / _LOCK)
         self._identity_path = self.folder / IDENTITY_FILE
         self._journal_path = self.folder / _JOURNAL
         self.done: dict[str, dict[str, float]] = {}
+        self._news: list[str] = []
+        self._num_lines = self._num_read = 0
+        self._journal: int | None = None
+        self._is_alone = alone
         try:
-            if is_there and resume == "never":
+            self._locks.wait_for(_PREPARING)
+            self._join(resume, alone=alone)
+            if resume == "never":
                 self._clear()
             self._begin(identity)
+            if not alone:
+                self._locks.take(_PRESENT, shared=True)
         except BaseException:
-            self._lock.close()
+            self.close()
             raise
-        self._journal = self._journal_path.open("a", encoding="utf-8")
+
+    def prepared(self) -> None:
+        """Let others begin: the files that all write to are there."""
+        self._locks.release(_PREPARING)
+
+    def take(self, number: int) -> bool:
+        """Take the unit of this number until `give_back`; False if another process has it."""
+        return self._locks.take(_FIRST_UNIT + number)
+
+    def give_back(self, number: int) -> None:
+        """Let others take the unit, unless it is recorded."""
+        self._locks.release(_FIRST_UNIT + number)
+
+    def take_check(self) -> bool:
+        """Be the process that checks and ends the work; False if another one is."""
+        return self._locks.take(_CHECKING)
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether another process has given the directory its final name."""
+        return not self._locks.is_in_place
+
+    @property
+    def has_others(self) -> bool:
+        """Whether another process is at this work."""
+        if self._is_alone:
+            return False
+        if self._locks.take(_PRESENT):
+            self._locks.take(_PRESENT, shared=True)
+            return False
+        return True
 
     def record(self, unit: str, report: Mapping[str, float] | None = None) -> None:
-        """Record a unit whose bytes are on the disk."""
-        self.done[unit] = dict(report or {})
-        self._journal.write(_line(unit, self.done[unit]))
-        self._journal.flush()
-        os.fsync(self._journal.fileno())
+        """Record a unit whose bytes are on the disk. UsageError if another process has recorded it."""
+        assert self._journal is not None
+        with self._locks.held(_WRITING):
+            self._read_on()
+            if unit in self.done:
+                raise UsageError(
+                    f"another process has made {unit} too, which was locked by this one",
+                    f"locks in {self.folder} do not reach the other machine, or its connection was lost",
+                    "mount that disk with locks, or let one process do the work",
+                )
+            try:
+                line = _line(unit, report or {})
+                while line:
+                    line = line[os.write(self._journal, line) :]
+            except BaseException:
+                os.ftruncate(self._journal, self._num_read)
+                raise
+            self._num_read = os.fstat(self._journal).st_size
+            self._num_lines += 1
+            self.done[unit] = dict(report or {})
+        os.fsync(self._journal)
+
+    def hear(self) -> list[str]:
+        """The units that others have recorded since the last call."""
+        with self._locks.held(_WRITING):
+            self._read_on()
+        news, self._news = self._news, []
+        return news
 
     def finish(self, out: Path) -> None:
         """Give the directory its final name, and delete the temporary files.
 
         UsageError if something has taken the name meanwhile; the work stays.
         """
+        self._locks.wait_for(_PREPARING)  # who begins now finds all of the work or nothing
         sync_names(self.directory)
         try:
             self.directory.rename(out)  # replaces an empty directory
@@ -100,37 +166,43 @@ class Work:
         self.remove()
 
     def remove(self) -> None:
-        """Delete the temporary files of a complete checkpoint, and release the lock.
+        """Delete the temporary files of a complete checkpoint, and release the locks.
 
         The identity goes last: a run that was killed here is known by it, and the same command goes on.
         """
-        self._journal.close()
-        last = (_LOCK, _JOURNAL, PIN_FILE, IDENTITY_FILE)
+        last = (_JOURNAL, PIN_FILE, _LOCK, IDENTITY_FILE)
         for path in self.folder.iterdir():
             if path.name not in last:
                 _delete(path)
         for name in last:
             (self.folder / name).unlink(missing_ok=True)
         self.folder.rmdir()
-        self._lock.close()
+        self.close()
 
     def close(self) -> None:
-        """Release the lock; recorded units stay."""
-        self._journal.close()
-        self._lock.close()
+        """Release all locks; recorded units stay."""
+        if self._journal is not None:
+            os.close(self._journal)
+            self._journal = None
+        self._locks.close()
 
-    def _take_lock(self) -> IO[str]:
-        lock = (self.folder / _LOCK).open("a", encoding="utf-8")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            lock.close()
+    def _join(self, resume: ResumeMode, *, alone: bool) -> None:
+        if self.is_ended:
             raise UsageError(
-                f"another process is writing to {self.directory}",
-                "two writers would mix their bytes",
-                "wait for it, stop it, or name another directory",
-            ) from error
-        return lock
+                f"the work in {self.directory} has just been completed by another process",
+                "its directory got its final name while this process waited for it",
+                "use the checkpoint that is there now",
+            )
+        if self._locks.take(_PRESENT, shared=resume != "never" and not alone):
+            return
+        never = parameter("resume", "never")
+        why, hint = "it reads files of the hub that it deletes, or begins anew", "wait for it or stop it"
+        if alone:
+            why = "files of the hub are fetched one by one and deleted, so no two can share them"
+            hint += "; to share the work, download the model first"
+        elif resume == "never":
+            why, hint = f"{never} would delete its work", f"{hint}; omit {never} to share its work"
+        raise UsageError(f"another process is at work in {self.directory}", why, hint)
 
     def _clear(self) -> None:
         for path in self.directory.iterdir():
@@ -144,17 +216,18 @@ class Work:
         """Read what is done; where nothing is, write whose work this is."""
         # Weights without an identity: of them nothing is known.
         holds_files = any(path.name != WORK_FOLDER for path in self.directory.iterdir())
-        if holds_files or self._journal_path.exists():
+        is_new = not holds_files and not self._journal_path.exists()
+        if is_new:
+            _write_whole(self._identity_path, json.dumps(identity, indent=1).encode())
+            # Never empty: a journal without a line has lost them.
+            _write_whole(self._journal_path, _line(_BEGUN, {}))
+            sync_names(self.directory)
+            sync_names(self.directory.parent)
+        else:
             self._check_identity(identity)
-            # Of a complete checkpoint it is removed before the identity.
-            if self._journal_path.exists() or not is_made(self.directory):
-                self._read_journal()
-            return
-        _write_whole(self._identity_path, json.dumps(identity, indent=1))
-        # Never empty: a journal without a line has lost them.
-        _write_whole(self._journal_path, _line(_BEGUN, {}))
-        sync_names(self.directory)
-        sync_names(self.directory.parent)
+        # Of a complete checkpoint it is removed before the identity.
+        if self._journal_path.exists() or not is_made(self.directory):
+            self._open_journal()
 
     def _check_identity(self, identity: dict[str, str]) -> None:
         try:
@@ -171,25 +244,57 @@ class Work:
                 f"use the settings of that work, or start again with {parameter('resume', 'never')}",
             )
 
-    def _read_journal(self) -> None:
-        kept = 0
+    def _open_journal(self) -> None:
         try:
-            with self._journal_path.open("rb") as file:
-                for number, line in enumerate(file, 1):
-                    # A kill may leave half a line at the end; that unit is repeated.
-                    if not line.endswith(b"\n"):
-                        break
-                    try:
-                        entry = msgspec.json.decode(line, type=_Entry)
-                    except ValueError as error:
-                        raise damaged_work(self._journal_path, f"line {number}: {error}") from error
-                    self.done[entry.unit] = dict(entry.report)
-                    kept += len(line)
+            self._journal = os.open(self._journal_path, os.O_RDWR | os.O_APPEND)
+            with self._locks.held(_WRITING):
+                self._read_on()
         except OSError as error:
             raise damaged_work(self._journal_path, error.strerror or str(error)) from error
-        if kept == 0:
+        if self._num_lines == 0:
             raise damaged_work(self._journal_path, "it has no whole line, and the first is written with it")
-        os.truncate(self._journal_path, kept)
+        self._news.clear()
+
+    def _read_on(self) -> None:
+        """Read the lines behind those that were read. Their lock must be held."""
+        assert self._journal is not None
+        num_bytes = os.fstat(self._journal).st_size - self._num_read
+        if num_bytes == 0:
+            return
+        *lines, rest = os.pread(self._journal, max(num_bytes, 0), self._num_read).split(b"\n")
+        for line in lines:
+            self._num_lines += 1
+            try:
+                entry = msgspec.json.decode(line, type=_Entry)
+            except ValueError as error:
+                raise damaged_work(self._journal_path, f"line {self._num_lines}: {error}") from error
+            self.done[entry.unit] = dict(entry.report)
+            self._news.append(entry.unit)
+            self._num_read += len(line) + 1
+        # A kill may leave half a line at the end; that unit is repeated.
+        if rest:
+            os.ftruncate(self._journal, self._num_read)
+
+
+def begin_files(work: Work, files: CheckpointFiles) -> bool:
+    """Create the files of the weights, or check those that an earlier run recorded; whether it created.
+
+    DoesNotFit where the disk is too small; ModelUnusable for files of an earlier run that changed.
+    """
+    if FILES_UNIT in work.done:
+        files.check()
+        return False
+    try:
+        files.create()
+        files.sync()
+    except OSError as error:
+        raise DoesNotFit(
+            f"{files.total_bytes} bytes for the weights cannot be allocated in {work.directory}, "
+            f"{shutil.disk_usage(work.directory).free} are free",
+            error.strerror or str(error),
+            "free that much on the disk, or name a directory on another disk",
+        ) from error
+    return True
 
 
 def check_resume(directory: Path, resume: ResumeMode) -> None:
@@ -202,13 +307,13 @@ def check_resume(directory: Path, resume: ResumeMode) -> None:
         )
 
 
-def _line(unit: str, report: Mapping[str, float]) -> str:
-    return json.dumps({"unit": unit, "report": report}) + "\n"
+def _line(unit: str, report: Mapping[str, float]) -> bytes:
+    return json.dumps({"unit": unit, "report": report}).encode() + b"\n"
 
 
-def _write_whole(path: Path, text: str) -> None:
+def _write_whole(path: Path, content: bytes) -> None:
     with replaced(path) as new:
-        new.write_text(text, encoding="utf-8")
+        new.write_bytes(content)
 
 
 def _delete(path: Path) -> None:
@@ -226,83 +331,8 @@ def damaged_work(path: Path, why: str) -> ModelUnusable:
     return ModelUnusable(f"{path} is damaged, so the work that was begun cannot go on", why, hint)
 
 
-# Its name, the seconds so far, earlier runs included, and about the seconds of all.
-OnUnit = Callable[[str, float, float], None]
-
-
 def tell_nobody(*_told: object) -> None:
     """Ignore what nobody asked to be told: the default of callbacks."""
-
-
-def expert_unit(layer_id: int, bank: Bank, expert_id: int) -> str:
-    """The name of an expert."""
-    return f"expert {layer_id}.{bank}.{expert_id}"
-
-
-class Units:
-    """Records finished units in the journal, and tells the caller."""
-
-    def __init__(
-        self,
-        work: Work,
-        files: CheckpointFiles,
-        costs: Mapping[str, float],
-        pace: Pace,
-        seconds_after: float,
-        on_unit: OnUnit,
-        should_stop: Callable[[], bool] | None,
-    ) -> None:
-        """costs: of every unit; pace: what it takes; seconds_after: what follows the last unit."""
-        self.work, self.files, self._pace = work, files, pace
-        self.done = work.done  # the reports of units that this run or an earlier one finished
-        self._on_unit, self._should_stop = on_unit, should_stop
-        self._num_units, self._seconds_after = len(costs), seconds_after
-        self._left = {unit: cost for unit, cost in costs.items() if unit not in self.done}
-        done_before = {unit: cost for unit, cost in costs.items() if unit in self.done}
-        self._seconds_before = pace.seconds(done_before)
-        self._began = self._counted = time.monotonic()
-        self._spent: defaultdict[str, float] = defaultdict(float)  # on units that are not finished
-        self._tell("")
-
-    def tell(self, what: str, seconds_after: float) -> None:
-        """Tell the caller what is done now that all units are; it and what follows take `seconds_after`."""
-        self._seconds_after = seconds_after
-        self._tell(what)
-
-    def count_for(self, unit: str) -> None:
-        """Count the time since the last unit for this one, which is not finished."""
-        now = time.monotonic()
-        self._spent[unit] += now - self._counted
-        self._counted = now
-
-    def _tell(self, what: str) -> None:
-        self._on_unit(what, *self._seconds())
-
-    def _seconds(self) -> tuple[float, float]:
-        """Those so far, and about those of all."""
-        done = self._seconds_before + time.monotonic() - self._began
-        return done, done + self._pace.seconds(self._left) + self._seconds_after
-
-    def finish(self, unit: str, report: Mapping[str, float] | None = None) -> None:
-        """Sync its bytes to the disk and record it. Stopped as from `check_stop`."""
-        self.files.sync()
-        self.work.record(unit, report)
-        self.count_for(unit)
-        self._pace.learn(unit, self._spent.pop(unit))
-        del self._left[unit]
-        self._tell(unit)
-        self.check_stop()
-
-    def check_stop(self) -> None:
-        """Raise Stopped if the caller asks for it; recorded units stay."""
-        if self._should_stop is not None and self._should_stop():
-            done, of_all = self._seconds()
-            raise Stopped(
-                f"stopped after {self._num_units - len(self._left)} of {self._num_units} units, "
-                f"{done / of_all:.0%} of the work",
-                f"a stop was requested; finished units are in {self.work.directory}",
-                "run the same command again to resume",
-            )
 
 
 _SAMPLES = 64
@@ -323,6 +353,12 @@ def source_identity(directory: Path) -> str:
                 file.seek(size * sample // _SAMPLES)
                 digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()
+
+
+def adapters_identity(sources: Sequence[AdapterSource], adapter: Adapter) -> str:
+    """Names and scales of the adapters, and a hash of all that their sum adds."""
+    names = ", ".join(f"{one.directory.resolve().name} times {one.scale:g}" for one in sources)
+    return f"{names} ({adapter_digest(adapter)})"
 
 
 def calibration_identity(sequences: Iterable[EncodedSample]) -> str:

@@ -17,6 +17,7 @@ from ernie_local.session import ToolCall
 from tests.browser.conftest import Script
 from tests.browser.visit import OpenVisit, png
 from tests.runtime.server.serving import INVOICE, data_url
+from tests.video_files import write_video
 
 pytestmark = pytest.mark.slow
 QUESTION = "What is the total?"
@@ -105,6 +106,28 @@ def test_two_images_are_asked_about_together(served: str, visit: OpenVisit, tmp_
     ]
     assert here.ask(QUESTION).locator(".body").inner_text().strip() == asked_by_api(served, part)
     assert here.page.locator("article.user img").count() == 2
+
+
+def test_a_video_is_asked_about_beside_an_image(served: str, visit: OpenVisit, tmp_path: Path) -> None:
+    clip = write_video(tmp_path / "clip.mp4")
+    url = f"data:video/mp4;base64,{base64.b64encode(clip.read_bytes()).decode()}"
+    here = visit(served).limited(MOST_TOKENS)
+    here.drop(("clip.mp4", "video/mp4", clip.read_bytes()), png("invoice.png", INVOICE))
+    attached = here.attached(2).inner_text()
+    assert "clip.mp4" in attached
+    assert "16 frames of 0:02" in attached
+    here.page.locator("#attached .thumbnail").first.click()
+    here.page.locator("#viewer-image[src^='blob:']").wait_for()
+    assert "16 frames of 0:02, 64 \u00d7 48 pixels" in here.text("#viewer-caption")
+    here.page.keyboard.press("Escape")
+    parts = [
+        {"type": "video_url", "video_url": {"url": url}},
+        {"type": "image_url", "image_url": {"url": data_url(INVOICE)}},
+    ]
+    answer = here.ask(QUESTION)
+    # nano writes spaces that Markdown does not show.
+    assert answer.locator(".body").inner_text().split() == asked_by_api(served, parts).split()
+    assert "77 of images, 2,400 of videos" in answer.locator(".figures").inner_text()
 
 
 def test_an_answer_is_stopped_and_its_question_changed_and_asked_again(
@@ -213,15 +236,18 @@ def test_an_answer_in_a_schema_is_a_table(served: str, visit: OpenVisit) -> None
     assert rows == [[str(line["count"]), line["item"]] for line in expected["lines"]]
 
 
-def test_boxes_are_drawn_and_linked_with_the_text(script: Script, visit: OpenVisit) -> None:
+def test_boxes_are_drawn_and_linked_with_the_text(script: Script, visit: OpenVisit, tmp_path: Path) -> None:
+    """In the first image: a video before it is none."""
     answer = (
         'The total: [{"bbox_2d": [30, 640, 990, 700], "label": "total"}]\n\nThe vendor <|LOC_45|><|LOC_20|>'
     )
     here = visit(script.serve({"Where?": f"{answer}<|LOC_400|><|LOC_110|>"}))
-    here.drop(png("invoice.png", INVOICE))
-    here.attached(1)
+    clip = write_video(tmp_path / "clip.mp4").read_bytes()
+    here.drop(("clip.mp4", "video/mp4", clip), png("invoice.png", INVOICE))
+    here.attached(2)
     shown = here.ask("Where?")
     shown.locator(".frame img[src^='blob:']").wait_for()
+    assert (shown.locator(".frame img").get_attribute("alt") or "").startswith("invoice.png with")
     frame = shown.locator(".frame img").bounding_box()
     assert frame is not None
     assert shown.locator(".named").all_inner_texts() == ["1\ntotal", "2\nThe vendor"]

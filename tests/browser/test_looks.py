@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.browser.conftest import Script
+from ernie_local.loading import LoadOptions
+from ernie_local.model_files import find_model_files
+from ernie_local.server.memory import ServedMemory
+from ernie_local.session import Chat, open_model
+from tests.browser.conftest import Script, listening
 from tests.browser.visit import OpenVisit, Visit, png
 from tests.runtime.server.serving import INVOICE
+from tests.text_only import NANO_VOCAB, TextOracle
 
 pytestmark = pytest.mark.slow
 ANSWER = (
@@ -145,3 +151,24 @@ def test_the_phase_the_speed_and_the_memory_are_shown(script: Script, visit: Ope
     here.page.click("#stop")
     here.ended(0)
     here.page.locator("#server-state", has_text="Ready").wait_for()
+
+
+def test_a_model_that_reads_only_text_is_offered_no_files(visit: OpenVisit, tmp_path: Path) -> None:
+    directory = TextOracle.of(NANO_VOCAB, has_experts=True).save_with_tokenizer(tmp_path / "text")
+    options = LoadOptions(context_size=256)
+    memory = ServedMemory(options)
+    model = open_model(find_model_files(str(directory)), options)
+    memory.plan(model)
+    with listening((model, memory), Chat(model)) as (url, _):
+        here = visit(url)
+        here.page.locator("body.only-text").wait_for()
+        assert not here.page.locator("label.for-images").is_visible()
+        assert here.page.get_attribute("#question", "placeholder") == "Ask a question"
+        here.drop(png("invoice.png", INVOICE))
+        here.page.locator("#problem", has_text="reads only text").wait_for()
+        assert here.page.locator("#attached .file").count() == 0
+        here.page.click("#show-server")
+        here.page.locator(".memory .phases li").first.wait_for()
+        assert "Images" not in here.page.locator(".phases .name").all_inner_texts()
+        here.limited(4).ask("Hello")
+        assert serious_faults(here) == []

@@ -22,6 +22,8 @@ from ernie_calibration.drawn_image import DrawnImage, Question
 from ernie_calibration.names import NameSource, is_held_out
 from ernie_calibration.scoring import METRIC_OF_KIND
 
+# A chart of each world by default.
+SEEDS = [range(2), pytest.param(range(2, 6), marks=pytest.mark.slow)]
 WITH_SERIES = [kind for kind in KINDS if kind != "scatter chart page"]
 Data = dict[str, dict[str, float]]  # value by series name and category
 
@@ -69,9 +71,10 @@ def worked_out(question: Question, data: Data) -> str | float:
     return sum(value > limit for value in values.values())
 
 
+@pytest.mark.parametrize("seeds", SEEDS, ids=str)
 @pytest.mark.parametrize("kind", WITH_SERIES)
-def test_answers_follow_from_the_transcript(kind: str) -> None:
-    for seed in range(6):
+def test_answers_follow_from_the_transcript(kind: str, seeds: range) -> None:
+    for seed in seeds:
         drawn = draw_chart(kind, seed, held_out=seed % 4 == 0)
         data = read_data(drawn)
         kinds = [question.kind for question in drawn.questions]
@@ -124,8 +127,9 @@ def test_equal_seeds_draw_equal_charts_and_others_do_not(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seeds", SEEDS, ids=str)
 def test_charts_have_the_size_of_pages_and_nothing_reaches_over_the_edge(
-    kind: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, seeds: range, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures: list[Figure] = []
 
@@ -134,7 +138,7 @@ def test_charts_have_the_size_of_pages_and_nothing_reaches_over_the_edge(
         return figures[-1]
 
     monkeypatch.setattr(charts, "new_figure", watched)
-    for seed in range(6):
+    for seed in seeds:
         drawn = draw_chart(kind, seed, held_out=seed % 2 == 0)
         assert 690 <= max(drawn.image.size) <= 1610
         assert is_inside(figures[-1])

@@ -98,8 +98,9 @@ def test_a_box_is_right_from_half_overlap_on_and_json_whatever_its_spaces() -> N
     assert score("json fields", '{"a": "1"', '{"a": "1"}') == 0.0
 
 
-def test_every_kind_that_is_drawn_has_a_measure() -> None:
-    samples = [*generated_samples(36), *generated_samples(12, families=SKILL_MIX)]
+@pytest.mark.parametrize("count", [12, pytest.param(36, marks=pytest.mark.slow)])
+def test_every_kind_that_is_drawn_has_a_measure(count: int) -> None:
+    samples = [*generated_samples(count), *generated_samples(12, families=SKILL_MIX)]
     turns = [turn for sample in samples for turn in sample.turns]
     assert {turn.kind for turn in turns} <= set(METRIC_OF_KIND)
     assert all(score(turn.kind, turn.answer, turn.answer) == 1.0 for turn in turns)

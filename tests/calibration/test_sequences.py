@@ -10,6 +10,7 @@ from ernie_calibration.sample import Sample, SampleTurn
 from ernie_calibration.sequences import SampleEncoder
 from ernie_calibration.skills.samples import clip_samples, closeup_samples
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.config import read_config
 from ernie_local.errors import InputUnreadable
 from ernie_local.session.image_tools import zoom_tool
 from ernie_local.text.template import ChatTemplate, ImageSlot, Message, encode_segments, user_message
@@ -19,6 +20,9 @@ TURNS = (
     SampleTurn("What is the total?", "12.50", "total"),
     SampleTurn("And the date?", "2024-05-01", "date"),
 )
+
+
+MEDIA = read_config(NANO_DIRECTORY).media
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +39,7 @@ def test_one_turn_begins_as_the_prompt_of_a_chat(encoder: SampleEncoder) -> None
     assert encoded.token_ids[:start] == prompt
     assert end == len(encoded.token_ids)
     model = ernie_local.load("nano")
-    assert encoded.token_ids.count(encoder.media.image) == image_tokens
+    assert encoded.token_ids.count(MEDIA.image) == image_tokens
     assert model.logits(encoded.token_ids, encoded.patches).shape[0] == end
 
 
@@ -52,10 +56,10 @@ def test_answers_are_marked_with_their_end_token(encoder: SampleEncoder) -> None
 def test_a_picture_alone_and_text_alone_are_sequences_too(encoder: SampleEncoder) -> None:
     alone = encoder.encode(Sample("image", (IMAGE,), ()))
     assert alone.answers == ()
-    assert alone.token_ids.count(encoder.media.image) == alone.patches[0].num_tokens
+    assert alone.token_ids.count(MEDIA.image) == alone.patches[0].num_tokens
     text = encoder.encode(Sample("text", (), TURNS))
     assert text.patches == ()
-    assert encoder.media.image not in text.token_ids
+    assert MEDIA.image not in text.token_ids
     with pytest.raises(InputUnreadable, match="sample nothing has 0 images and 0 turns"):
         encoder.encode(Sample("nothing", (), ()))
 
@@ -67,8 +71,8 @@ def test_a_clip_is_a_video_before_the_first_question(encoder: SampleEncoder) -> 
     assert patches.grid[0] == len(frames) + len(frames) % 2
     assert patches.num_tokens == len(patches.pixel_values) // 8
     ids = encoded.token_ids
-    assert ids.count(encoder.media.video) == patches.num_tokens
-    assert ids.index(encoder.media.video_start) < ids.index(encoder.media.video) < encoded.answers[0][0]
+    assert ids.count(MEDIA.video) == patches.num_tokens
+    assert ids.index(MEDIA.video_start) < ids.index(MEDIA.video) < encoded.answers[0][0]
     model = ernie_local.load("nano")
     assert model.logits(ids, encoded.patches).shape[0] == len(ids)
 

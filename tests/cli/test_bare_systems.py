@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.running import run_python
+from tests.draws import rest_slow
 
 LIMITED = (
     "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv.pop(1)),) * 2);"
@@ -17,7 +18,7 @@ LIMITED = (
 )
 
 
-@pytest.mark.parametrize("mebibytes", [250, 500, 630])
+@pytest.mark.parametrize("mebibytes", rest_slow([500, 250, 630], 1))
 @pytest.mark.parametrize("command", ["chat", "quantize", "verify", "doctor", "bench"])
 def test_too_few_addresses_for_pytorch(command: str, mebibytes: int, tmp_path: Path) -> None:
     arguments = {"chat": ["-p", "hi"], "quantize": ["nano", str(tmp_path / "out")], "verify": ["nano"]}

@@ -19,6 +19,7 @@ MATTERS: dict[str, Any] = {
     "variant": "thinking", "think_budget": "9", "fields": "other", "bare_question": True, "per_file": True,
     "ask": "each", "prompt": "Look.", "check": ("date == date",), "retry": True, "min_confidence": 0.5,
     "boxes": True, "draw": Path("drawn"), "fps": 4.0, "frames": 3,
+    "lora": ("adapter",),
 }  # fmt: skip
 # Where it is computed and with how much memory: sums may be rounded otherwise. Which documents are read,
 # where the records go, and what is told.

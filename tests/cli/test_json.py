@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import runpy
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,15 +20,13 @@ from tests.cli.running import DOCS, Command, FakeChat, validator_of
 ROOT = DOCS.parent
 
 
-def test_page_and_schemas_are_current() -> None:
-    done = subprocess.run(
-        [sys.executable, DOCS / "write_json_page.py", "--check"],
-        env={"PYTHONPATH": ":".join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+def test_page_and_schemas_are_current(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["write_json_page.py", "--check"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(DOCS / "write_json_page.py"), run_name="__main__")
+    assert ended.value.code == 0, capsys.readouterr().err
     assert {path.name.partition(".")[0] for path in (DOCS / "json").iterdir()} == set(COMMANDS)
 
 

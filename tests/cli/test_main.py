@@ -39,15 +39,21 @@ def test_help_lists_the_options_and_imports_nothing_heavy() -> None:
     assert "--think-budget" in result.stdout
 
 
-def test_help_takes_less_than_300_ms_of_processor_time() -> None:
-    def seconds() -> float:
+def test_help_takes_less_than_eight_times_the_import_of_typer() -> None:
+    """Of processor time: 0.3 to 0.5 s, by the machine. torch alone would take ten times that import."""
+
+    def seconds(code: str, *arguments: str) -> float:
         before = os.times()
-        assert run_python("from ernie_cli.main import main; main()", "chat", "--help").returncode == 0
+        assert run_python(code, *arguments).returncode == 0
         after = os.times()
         return after.children_user + after.children_system - before.children_user - before.children_system
 
-    # Processor time, and the best of some: the machine may be busy with something else.
-    assert min(seconds() for _ in range(5)) < 0.3
+    # The best of some: the machine may be busy with something else.
+    least = min(seconds("import typer") for _ in range(5))
+    assert (
+        min(seconds("from ernie_cli.main import main; main()", "chat", "--help") for _ in range(5))
+        < 8 * least
+    )
 
 
 def test_importing_ernie_local_imports_neither_torch_nor_transformers() -> None:

@@ -27,13 +27,20 @@ def test_what_is_published_is_known_by_its_sizes(command: Command, hub: HubDoubl
     result = command("models", "--json").json()
     listed = {model["name"]: model for model in result["published"]}
     runs = [name for name, model in listed.items() if model["refusal"] is None]
-    assert runs == [f"baidu/ERNIE-4.5-VL-28B-A3B-{kind}" for kind in ("PT", "Thinking", "Base-PT")]
+    assert runs == [
+        *(f"baidu/ERNIE-4.5-VL-28B-A3B-{kind}" for kind in ("PT", "Thinking", "Base-PT")),
+        "baidu/ERNIE-4.5-21B-A3B-Thinking",
+        *(f"baidu/ERNIE-4.5-VL-424B-A47B-{kind}" for kind in ("PT", "Base-PT")),
+    ]
+    for name in ("28B-A3B", "424B-A47B"):
+        size = published_model(f"ernie-4.5-vl-{name}".lower())
+        weights = sum(part.weights for part in size.parts)
+        plain = listed[f"baidu/ERNIE-4.5-VL-{name}-PT"]
+        assert plain["parameters"] == weights
+        # Headers and padding are not counted.
+        assert 0 <= size.file_bytes - plain["bytes"] < 4_000_000
     size = published_model()
     weights = sum(part.weights for part in size.parts)
-    plain = listed["baidu/ERNIE-4.5-VL-28B-A3B-PT"]
-    assert plain["parameters"] == weights
-    # Headers and padding are not counted.
-    assert 0 <= size.file_bytes - plain["bytes"] < 4_000_000
     head = size.config.text.vocab_size * size.config.text.hidden_size
     assert listed["baidu/ERNIE-4.5-VL-28B-A3B-Thinking"]["parameters"] == weights + head
     assert len(listed) == len(published_models())

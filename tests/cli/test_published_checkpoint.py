@@ -1,4 +1,4 @@
-"""Commands on a checkpoint built as ERNIE-4.5-VL-28B-A3B-Thinking is: its names, types, shards, small files.
+"""Commands on checkpoints built as 28B-A3B-Thinking and 424B-A47B are: names, types, shards, small files.
 
 Once with the published sizes, where weights are holes in sparse files that nobody may read through, and once
 with small matrices that compute.
@@ -6,6 +6,7 @@ with small matrices that compute.
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -16,10 +17,16 @@ from ernie_local.checkpoint.files import read_stored_tensors
 from ernie_local.checkpoint.index import account
 from ernie_local.config import read_config
 from tests.cli.running import Command
-from tests.published_checkpoint import NUM_SHARDS, SMALL_28B, published_tensors, write_checkpoint
-from tests.published_files import PT_28B
+from tests.published_checkpoint import (
+    NUM_SHARDS,
+    SMALL_28B,
+    SMALL_424B,
+    published_tensors,
+    write_checkpoint,
+)
+from tests.published_files import PADDLE_424B, PT_28B
 
-NUM_WEIGHTS = 29_399_294_336
+NUM_WEIGHTS, NUM_WEIGHTS_424B = 29_399_294_336, 423_526_285_184
 MOST_READ = 300 << 20  # Python's modules, the headers, the tokenizer
 _IO = Path("/proc/self/io")
 
@@ -30,8 +37,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_checkpoint(tmp_path_factory.mktemp("published") / "small", SMALL_28B, is_sparse=False)
+def whole_424b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("published") / "424b", PADDLE_424B, is_sparse=True)
+
+
+@pytest.fixture(scope="module", params=[SMALL_28B, SMALL_424B], ids=["28B", "424B"])
+def small(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("published") / "small", request.param, is_sparse=False)
 
 
 def bytes_read() -> int:
@@ -97,13 +109,36 @@ def test_a_quantization_is_planned_from_its_headers(command: Command, whole: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_small_one_is_whole(command: Command, small: Path) -> None:
+def test_424b_is_planned_from_its_headers(command: Command, whole_424b: Path, tmp_path: Path) -> None:
+    """In RAM that holds one layer's experts at a time, and not those of all layers."""
+    before = bytes_read()
+    inspected = command("inspect", str(whole_424b), "--json").json()
+    parts = {part["name"] for part in inspected["parts"]}
+    assert inspected["weights"] == NUM_WEIGHTS_424B
+    assert "head" in parts
+    assert "shared experts" not in parts
+    planned = command(
+        "vram", str(whole_424b), "--bits", "2", "--ram", "32GiB", "--image", "448x448", "--json"
+    )
+    value = planned.json()
+    assert value["model"]["file_bytes"] > 3 * (32 << 30)
+    assert 0 < value["cpu"]["resident_share"] < 0.3
+    run = command("quantize", str(whole_424b), str(tmp_path / "q"), "--method", "rtn", "--dry-run", "--json")
+    assert bytes_read() - before < MOST_READ
+    assert run.json()["plan"]["weight_bytes"] > 6 * run.json()["plan"]["memory_bytes"]
+
+
+def test_the_small_ones_are_whole(command: Command, small: Path) -> None:
     value = command("verify", str(small), "--json").json()
     assert value["findings"] == []
-    assert value["tensors"] == 11_105 + 27
+    config = read_config(small)
+    # Both rows of each correction bias, and no head where it is the embedding.
+    tensors = list(published_tensors(json.loads((small / "config.json").read_text())))
+    layers = sum(config.text.moe_layers)
+    assert value["tensors"] == len(tensors) + layers - config.text.tie_word_embeddings
 
 
-def test_the_small_one_answers_about_text_and_an_image(command: Command, small: Path, tmp_path: Path) -> None:
+def test_the_small_ones_answer_about_text_and_an_image(command: Command, small: Path, tmp_path: Path) -> None:
     Image.linear_gradient("L").save(tmp_path / "page.png")
     options = ("--max-tokens", "3", "--ctx-size", "512", "--json")
     run = command("chat", str(small), "-p", "What is it?", "--image", str(tmp_path / "page.png"), *options)
@@ -114,7 +149,7 @@ def test_the_small_one_answers_about_text_and_an_image(command: Command, small: 
 
 
 @pytest.mark.slow
-def test_the_small_one_is_quantized_and_answers(command: Command, small: Path, tmp_path: Path) -> None:
+def test_the_small_ones_are_quantized_and_answer(command: Command, small: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "packed")
     made = command("quantize", str(small), out, "--method", "rtn", "--bits", "4", "--json")
     assert made.exit_code == 0

@@ -25,6 +25,7 @@ from ernie_local.planner.model_size import published_model
 from ernie_local.sizes import GIB, parse_bytes
 from ernie_quant.formats_for_gpu import GpuFit, fit_gpu
 from tests.cli.running import Command
+from tests.draws import rest_slow
 from tests.special_files import SPECIAL_FILES, within_seconds
 
 COMMAND = [sys.executable, "-m", "ernie_cli.main"]
@@ -118,6 +119,7 @@ def stop_drawing(*_: object) -> None:
         (("--dual", "--bits", "mixed"), 2, "--dual with mixed bits"),
         (("--dual", "--fit", "8GiB"), 2, "--dual with mixed bits"),
         (("--dual", "--method", "nf4"), 2, "experts in nf4g64"),
+        (("--by-answers", "--method", "clip"), 2, "--by-answers with --method clip"),
         (("--max-ram", "100MiB", "--samples", "2"), 3, "100.0 MiB"),
     ],
 )
@@ -256,7 +258,7 @@ def test_without_calibration_nothing_is_drawn(quantize: Quantize, tmp_path: Path
     assert (said["calibration_tokens"], said["experts"]) == (0, [])
 
 
-@pytest.mark.parametrize("bits", ["8", "3"])
+@pytest.mark.parametrize("bits", rest_slow(["3", "8"], 1))
 def test_every_number_of_bits_makes_a_checkpoint_that_answers(
     quantize: Quantize, command: Command, tmp_path: Path, bits: str
 ) -> None:
@@ -292,11 +294,14 @@ def test_small_pages_are_planned_made_and_told(quantize: Quantize, command: Comm
 
 @pytest.mark.parametrize(
     ("options", "page_format", "bits"),
-    [
-        (("--method", "nf4"), "nf4g64", 4.13),
-        (("--method", "quanto", "--bits", "2", "--group-size", "64"), "qint2g64", 2.5),
-        (("--method", "quanto", "--dense", "w4"), "qint4g128", 4 + 32 / 96),  # 96 divides a row of 192
-    ],
+    rest_slow(
+        [
+            (("--method", "quanto", "--bits", "2", "--group-size", "64"), "qint2g64", 2.5),
+            (("--method", "nf4"), "nf4g64", 4.13),
+            (("--method", "quanto", "--dense", "w4"), "qint4g128", 4 + 32 / 96),  # 96 divides a row of 192
+        ],
+        1,
+    ),
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_other_libraries_checkpoints_answer(
@@ -323,7 +328,7 @@ def test_other_libraries_checkpoints_answer(
 
 def test_sigterm_leaves_no_work_folder_of_a_dry_run(tmp_path: Path) -> None:
     command = [*COMMAND, "quantize", "nano", str(tmp_path / "out"), "--bits", "mixed", "--dry-run"]
-    process = subprocess.Popen([*command, "--samples", "40"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, "--samples", "12"], stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not any(path.is_dir() for path in tmp_path.iterdir()):
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGTERM)

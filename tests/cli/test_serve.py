@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.running import Command, validator_of
+from tests.draws import rest_slow
 
 _SECONDS = 60.0
 
@@ -38,7 +39,7 @@ def process() -> Iterator[subprocess.Popen[str]]:
         started.kill()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", rest_slow([signal.SIGTERM, signal.SIGINT], 1))
 def test_it_says_where_it_listens_answers_and_ends(
     process: subprocess.Popen[str], number: signal.Signals
 ) -> None:

@@ -106,6 +106,16 @@ def test_messages_do_not_break_the_bar() -> None:
     assert len(screen(terminal.getvalue())) == 2
 
 
+def test_what_other_processes_do_is_shown_beside_the_unit() -> None:
+    terminal = Terminal()
+    with UnitProgress(Console(io.StringIO(), terminal)) as progress:
+        progress.show("", 0, 8)
+        progress.show("expert 3.text.9", 2, 8)
+        progress.show_others("3 of 64 experts by others\x1b[2J")
+        wait_for(lambda: "expert 3.text.9 (3 of 64 experts by others" in terminal.getvalue())
+        assert "\x1b[2J" not in terminal.getvalue()
+
+
 @pytest.mark.slow
 def test_a_chat_shows_that_it_loads_and_leaves_the_answer_alone() -> None:
     ours, theirs = pty.openpty()

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.draws import rest_slow
+
 COMMAND = f"{sys.executable} -m ernie_cli.main"
 VRAM = f"{COMMAND} vram nano --ram 4GiB"
 CHAT = f"{COMMAND} chat nano -p Hello --max-tokens 3"
@@ -28,7 +30,7 @@ def run_shell(line: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("broken", ["2>&-", "2>/dev/full", "2> >(exec true)"])
+@pytest.mark.parametrize("broken", rest_slow(["2>&-", "2>/dev/full", "2> >(exec true)"], 1))
 def test_the_answer_comes_where_stderr_is_broken(broken: str) -> None:
     done = run_shell(f"{CHAT} --stats {broken}")
     assert (done.returncode, done.stderr) == (0, "")
@@ -36,7 +38,7 @@ def test_the_answer_comes_where_stderr_is_broken(broken: str) -> None:
 
 
 @pytest.mark.parametrize("arguments", ["--json", ""])
-@pytest.mark.parametrize("command", [VRAM, CHAT])
+@pytest.mark.parametrize("command", rest_slow([VRAM, CHAT], 1))
 def test_a_full_stdout_is_named_in_three_lines(command: str, arguments: str) -> None:
     done = run_shell(f"{command} {arguments} > /dev/full")
     assert done.returncode == 1
@@ -46,7 +48,7 @@ def test_a_full_stdout_is_named_in_three_lines(command: str, arguments: str) -> 
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", [VRAM, f"{VRAM} --json", f"{COMMAND} --help", CHAT])
+@pytest.mark.parametrize("command", rest_slow([VRAM, f"{VRAM} --json", f"{COMMAND} --help", CHAT], 3))
 def test_a_closed_stdout_is_named(command: str) -> None:
     done = run_shell(f"{command} >&-")
     assert done.returncode == 1

@@ -20,8 +20,14 @@ from tests.runtime.fake_gpu import FakeGpu
 from tests.runtime.paged_models import build, gpu_share, share
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-# Of other people's programs, that are measured against.
-PEERS = {"llama_cpp_model": "gguf", "llama_cpp_speed": "llama_cpp"}
+# Of other people's programs, that are measured against or quantized.
+PEERS = {
+    "llama_cpp_model": "gguf",
+    "llama_cpp_speed": "llama_cpp",
+    "text_reader": "onnxruntime",
+    "third_witness": "onnxruntime",
+    "vllm_on_cpu": "vllm",
+}
 
 
 IMPORT_ALL = """
@@ -37,6 +43,7 @@ for name in names:
 """
 
 
+@pytest.mark.slow
 def test_all_can_be_imported() -> None:
     names = sorted(path.stem for path in FOLDER.glob("*.py"))
     missing = [name for name, peer in PEERS.items() if importlib.util.find_spec(peer) is None]

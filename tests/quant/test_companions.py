@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,6 @@ from ernie_quant.job import Job
 from ernie_quant.pipeline import plan_checkpoint, quantize_checkpoint
 from ernie_quant.recipe import Recipe
 
-TABLES = format_tables(read_config(NANO_DIRECTORY), FormatChoice("w2"))
 MADE = {
     "config.json", "hashes.json", "model.safetensors", "quant_report.html", "quant_report.json",
     "README.md", "SOURCE_README.md",
@@ -29,14 +29,20 @@ OF_NANO = {
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
-    return Path(shutil.copytree(NANO_DIRECTORY, tmp_path / "source"))
+def source(small_nano: Path, tmp_path: Path) -> Path:
+    source = Path(shutil.copytree(small_nano, tmp_path / "source"))
+    shutil.copy(NANO_DIRECTORY / "README.md", source)
+    return source
+
+
+def job_of(source: Path, out: Path, **options: Any) -> Job:
+    return Job(source, out, format_tables(read_config(source), FormatChoice("w2")), Recipe("rtn"), **options)
 
 
 def quantized(source: Path) -> tuple[Path, list[str]]:
     notes: list[str] = []
     out = source.with_name("out")
-    quantize_checkpoint(Job(source, out, TABLES, Recipe("rtn"), on_note=notes.append))
+    quantize_checkpoint(job_of(source, out, on_note=notes.append))
     return out, notes
 
 
@@ -94,14 +100,14 @@ def test_a_file_of_the_list_that_is_none_is_refused_before_any_unit(
 def test_a_plan_refuses_it_too(make: Callable[[Path], None], source: Path) -> None:
     make(source / "tokenizer.json")
     with pytest.raises(ModelUnusable, match=r"tokenizer\.json"):
-        plan_checkpoint(Job(source, source.with_name("out"), TABLES, Recipe("rtn")))
+        plan_checkpoint(job_of(source, source.with_name("out")))
 
 
 def test_a_plan_counts_what_is_copied(source: Path) -> None:
     (source / "LICENSE").write_text("Apache 2.0")
     (source / "tokenizer.json").symlink_to(source / "tokenizer.model")
     (source / "notes.txt").write_text("not copied")
-    planned = plan_checkpoint(Job(source, source.with_name("out"), TABLES, Recipe("rtn"))).companion_bytes
+    planned = plan_checkpoint(job_of(source, source.with_name("out"))).companion_bytes
     out, _ = quantized(source)
     copied = OF_NANO | {"LICENSE", "tokenizer.json", "SOURCE_README.md"}
     assert planned == sum((out / name).stat().st_size for name in copied)

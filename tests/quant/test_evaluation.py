@@ -247,6 +247,7 @@ def test_kept_results_of_another_model_or_damaged_ones_are_refused(
         Evaluation(job(tmp_path / "missing" / "file"))
 
 
+@pytest.mark.slow
 def test_one_model_is_in_memory_at_a_time(
     rounded: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -270,6 +271,7 @@ def test_one_model_is_in_memory_at_a_time(
     assert len(alive) == 3
 
 
+@pytest.mark.slow
 def test_answers_of_the_reference_are_what_checkpoints_read(permuted: Path) -> None:
     """A reference that answers wrongly is followed to where it would have gone."""
     evaluation = Evaluation(job(reference=find_candidate(str(permuted)), answers="reference", samples=1))

@@ -158,23 +158,16 @@ def test_hqq_does_not_wait_for_a_compiler() -> None:
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """nano with plain experts; all else as beside experts of any format."""
+def dense(small_nano: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small nano with plain experts; all else as beside experts of any format."""
     out = tmp_path_factory.mktemp("dense") / "model"
-    tables = format_tables(CONFIG, FormatChoice(experts=None))
-    quantize_checkpoint(Job(NANO_DIRECTORY, out, tables, Recipe("clip")))
+    tables = format_tables(read_config(small_nano), FormatChoice(experts=None))
+    quantize_checkpoint(Job(small_nano, out, tables, Recipe("clip")))
     return out
 
 
-@pytest.fixture(scope="module")
-def nf4_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("nf4") / "model"
-    quantize_checkpoint(foreign_job(out, "nf4", "nf4g64"))
-    return out
-
-
-def foreign_job(out: Path, method: Any, name: str) -> Job:
-    return Job(NANO_DIRECTORY, out, format_tables(CONFIG, FormatChoice(experts=name)), Recipe(method))
+def foreign_job(out: Path, method: Any, name: str, source: Path = NANO_DIRECTORY) -> Job:
+    return Job(source, out, format_tables(read_config(source), FormatChoice(experts=name)), Recipe(method))
 
 
 @pytest.mark.parametrize(
@@ -185,25 +178,21 @@ def test_a_checkpoint_is_what_its_pages_mean(
     method: str,
     name: str,
     dense: Path,
+    small_nano: Path,
     tmp_path: Path,
-    request: pytest.FixtureRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Against the plain model, its experts overwritten by what the method makes of them; in torch, where
     activations are not rounded."""
-    if method == "nf4":
-        directory: Path = request.getfixturevalue("nf4_model")
-    else:
-        directory = tmp_path / "model"
-        quantize_checkpoint(foreign_job(directory, method, name))
+    quantize_checkpoint(foreign_job(tmp_path / "model", method, name, small_nano))
     monkeypatch.setattr(native, "find_module", lambda: (None, "to compute with exact activations"))
-    model, plain = (ernie_local.load(each, kv_dtype="float32") for each in (directory, dense))
+    model, plain = (ernie_local.load(each, kv_dtype="float32") for each in (tmp_path / "model", dense))
     ids = list(range(20, 60))
     before = plain.logits(ids)
     assert isinstance(plain.network.experts, ResidentExperts)
     for bank in plain.network.experts.banks.values():
         inner_size = bank.down.shape[-1]
-        for expert in range(CONFIG.text.banks[0].num_experts):
+        for expert in range(plain.config.text.banks[0].num_experts):
             for view in (
                 bank.gate_up[expert, :inner_size],
                 bank.gate_up[expert, inner_size:],
@@ -215,11 +204,13 @@ def test_a_checkpoint_is_what_its_pages_mean(
     torch.testing.assert_close(model.logits(ids), wanted, rtol=0, atol=2e-4 * float(wanted.abs().max()))
 
 
-def test_nothing_of_the_libraries_is_needed_to_run(nf4_model: Path) -> None:
+@pytest.mark.slow
+def test_nothing_of_the_libraries_is_needed_to_run(tmp_path: Path) -> None:
+    quantize_checkpoint(foreign_job(tmp_path / "model", "nf4", "nf4g64"))
     code = (
         "import sys; sys.modules['bitsandbytes'] = sys.modules['optimum'] = None; "
         "from ernie_cli.main import run; "
-        f"sys.exit(run(['chat', {str(nf4_model)!r}, '-p', 'What is the total?', "
+        f"sys.exit(run(['chat', {str(tmp_path / 'model')!r}, '-p', 'What is the total?', "
         "'--image', 'examples/invoice.png']))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -229,30 +220,34 @@ def test_nothing_of_the_libraries_is_needed_to_run(nf4_model: Path) -> None:
 @pytest.mark.parametrize(
     ("method", "bits", "group_size", "name"),
     [
-        ("nf4", 4, None, "nf4g64"),
-        ("nf4", 4, 512, "nf4g512"),
-        ("quanto", 2, None, "qint2g128"),
-        ("quanto-hqq", 4, None, "qint4g128"),
-        ("quanto", 2, 32, "qint2g32"),
-        ("gptq", 2, None, "w2"),
-        ("rtn", 4, None, "w4"),
+        ("nf4", "4", None, "nf4g64"),
+        ("nf4", "4", 512, "nf4g512"),
+        ("quanto", "2", None, "qint2g128"),
+        ("quanto-hqq", "4", None, "qint4g128"),
+        ("quanto", "2", 32, "qint2g32"),
+        ("gptq", "2", None, "w2"),
+        ("rtn", "4", None, "w4"),
+        ("gptq", "w2t", None, "w2t"),
     ],
 )
-def test_a_method_has_its_format(method: str, bits: int, group_size: int | None, name: str) -> None:
+def test_a_method_has_its_format(method: str, bits: str, group_size: int | None, name: str) -> None:
     assert choose_expert_format(method, bits, group_size) == name
 
 
 @pytest.mark.parametrize(
     ("method", "bits", "group_size", "message"),
     [
-        ("nf4", 2, None, "nf4 with 2 bits"),
-        ("nf4", 4, 1024, "nf4 with groups of 1024, allowed are 32, 64, 128, 256, 512"),
-        ("quanto", 4, 65537, "allowed are 1 to 65536"),
-        ("clip", 4, 64, "groups of 64 with the method clip"),
+        ("nf4", "2", None, "nf4 with 2 bits"),
+        ("nf4", "4", 1024, "nf4 with groups of 1024, allowed are 32, 64, 128, 256, 512"),
+        ("quanto", "4", 65537, "allowed are 1 to 65536"),
+        ("clip", "4", 64, "groups of 64 with the method clip"),
+        ("gptq", "w2t", 64, "groups of 64 with the method gptq"),
+        ("nf4", "w2t", None, "nf4 with w2t bits"),
+        ("quanto", "w2t", None, "quanto with w2t bits"),
     ],
 )
 def test_what_a_method_cannot_make_is_refused(
-    method: str, bits: int, group_size: int | None, message: str
+    method: str, bits: str, group_size: int | None, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
         choose_expert_format(method, bits, group_size)
@@ -267,7 +262,7 @@ def test_a_missing_library_is_told_with_the_command(
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(DoesNotFit, match=f"needs {package}, .*\n.*\ntry: pip install {package}$"):
-        quantize_checkpoint(foreign_job(tmp_path / "model", method, choose_expert_format(method, 4)))
+        quantize_checkpoint(foreign_job(tmp_path / "model", method, choose_expert_format(method, "4")))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,11 +13,11 @@ import pytest
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import Bank, read_config
-from ernie_quant import work
+from ernie_quant import units as units_module
 from ernie_quant.pace import Pace, kind_of
 from ernie_quant.recipe import Recipe
 from ernie_quant.rehearsal import rehearse
-from ernie_quant.work import Units
+from ernie_quant.units import Units
 
 # What nano's units cost and took: seconds a cost (docs/performance.md).
 COSTS = {
@@ -25,21 +25,29 @@ COSTS = {
     **{f"sequence {number}": 0.07 for number in range(24)},
     **{f"expert {layer}.text.{expert}": 1.4 for layer in range(1, 6) for expert in range(16)},
     **{f"expert {layer}.vision.{expert}": 0.07 for layer in range(1, 6) for expert in range(16)},
-    **{f"layer {layer}": 7.0 for layer in range(6)},
+    **{f"attention {layer}.{part}": 0.7 for layer in range(6) for part in range(7)},
+    **{f"outputs {layer}.{part}": 0.3 for layer in range(6) for part in range(7)},
 }
-TRUE = {"fixed": 0.02, "sequence": 0.13, "layer": 0.09, "expert text": 0.07, "expert vision": 0.25}
+TRUE = {
+    "fixed": 0.02,
+    "sequence": 0.13,
+    "attention": 0.09,
+    "outputs": 0.09,
+    "expert text": 0.07,
+    "expert vision": 0.25,
+}
 AFTER = 4.0
 
 
 def in_order(costs: Mapping[str, float]) -> list[str]:
-    """Fixed tensors, sequences, and layer by layer text experts, vision experts, the layer."""
+    """Fixed tensors, sequences, and layer by layer attention, text experts, vision experts, outputs."""
 
     def place(unit: str) -> tuple[int, ...]:
         kind = kind_of(unit)
         if kind in ("fixed", "sequence"):
             return (0, kind == "sequence")
         layer = int(unit.split()[1].split(".", maxsplit=1)[0])
-        return (1, layer, kind == "layer", kind == "expert vision")
+        return (1, layer, ["attention", "expert text", "expert vision", "outputs"].index(kind))
 
     return sorted(costs, key=place)
 
@@ -49,7 +57,7 @@ def test_the_time_left_is_known_within_30_percent_from_the_rehearsal_on(
     off: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
-    monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(units_module, "time", SimpleNamespace(monotonic=lambda: now))
     told: list[tuple[float, float]] = []  # the time, and what was said to be left
     stand_in = cast("Any", SimpleNamespace(done={}, record=lambda *_: None, sync=lambda: None))
     rehearsed = {kind: TRUE[kind] * off for kind in ("expert text", "expert vision")}
@@ -63,12 +71,7 @@ def test_the_time_left_is_known_within_30_percent_from_the_rehearsal_on(
         None,
     )
     for unit in in_order(COSTS):
-        kind, seconds = kind_of(unit), COSTS[unit] * TRUE[kind_of(unit)]
-        if kind == "expert text" and unit.endswith(".0"):  # attention, on the way to the first expert
-            layer = f"layer {unit.split()[1].split('.')[0]}"
-            now += 0.7 * COSTS[layer] * TRUE["layer"]
-            units.count_for(layer)
-        now += 0.3 * seconds if kind == "layer" and unit != "layer 0" else seconds
+        now += COSTS[unit] * TRUE[kind_of(unit)]
         units.finish(unit)
     end = now + AFTER
     assert len(told) == len(COSTS) + 1
@@ -88,7 +91,7 @@ def test_what_was_not_rehearsed_is_learned_from_others() -> None:
 
 
 def test_a_resumed_run_counts_what_was_done_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(work, "time", SimpleNamespace(monotonic=lambda: 100.0))
+    monkeypatch.setattr(units_module, "time", SimpleNamespace(monotonic=lambda: 100.0))
     told: list[tuple[float, float]] = []
     done: dict[str, dict[str, float]] = {unit: {} for unit in in_order(COSTS)[:100]}
     stand_in = cast("Any", SimpleNamespace(done=done, record=lambda *_: None, sync=lambda: None))

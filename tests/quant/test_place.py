@@ -13,7 +13,7 @@ import pytest
 
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.config import read_config
+from ernie_local.config import QuantizationConfig, read_config
 from ernie_local.errors import DoesNotFit, UsageError
 from ernie_quant.job import Job, check_job
 from ernie_quant.pipeline import quantize_checkpoint
@@ -155,8 +155,10 @@ def test_what_came_into_the_way_after_the_first_check_is_told_before_the_first_u
     assert units == []
 
 
-def test_a_name_taken_during_the_work_leaves_the_work_to_the_same_command(tmp_path: Path) -> None:
-    job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe("rtn"))
+def test_a_name_taken_during_the_work_leaves_the_work_to_the_same_command(
+    small_nano: Path, small_tables: QuantizationConfig, tmp_path: Path
+) -> None:
+    job = Job(small_nano, tmp_path / "model", small_tables, Recipe("rtn"))
 
     def take(unit: str, _done: float, _all: float) -> None:
         if unit and not job.out.exists():
@@ -176,7 +178,7 @@ def test_a_name_taken_during_the_work_leaves_the_work_to_the_same_command(tmp_pa
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_fills_up_is_told_with_what_is_kept(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, small_nano: Path, small_tables: QuantizationConfig, tmp_path: Path
 ) -> None:
     """The second unit finds no space; with space again, the run goes on."""
     told: list[str] = []
@@ -186,7 +188,7 @@ def test_a_disk_that_fills_up_is_told_with_what_is_kept(
         if len(told) == 2:
             raise OSError(number, os.strerror(number))  # as pwritev does, which names no file
 
-    job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe("rtn"), on_unit=fill)
+    job = Job(small_nano, tmp_path / "model", small_tables, Recipe("rtn"), on_unit=fill)
     with pytest.raises(DoesNotFit, match="finished units are kept") as caught:
         quantize_checkpoint(job)
     assert caught.value.what.startswith(f"the disk is full: {tmp_path / 'model.partial'} cannot grow, ")

@@ -13,7 +13,7 @@ from ernie_calibration.generated import generated_samples
 from ernie_calibration.sequences import SampleEncoder
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.config import Bank, read_config
+from ernie_local.config import Bank, QuantizationConfig, read_config
 from ernie_local.errors import DoesNotFit
 from ernie_quant.job import Job
 from ernie_quant.pipeline import plan_checkpoint, quantize_checkpoint
@@ -24,15 +24,16 @@ CONFIG = read_config(NANO_DIRECTORY)
 TABLES = format_tables(CONFIG, FormatChoice("w2"))
 
 
-def job(tmp_path: Path) -> Job:
+def job(tmp_path: Path, tables: QuantizationConfig = TABLES) -> Job:
     encoder = SampleEncoder.of_model(NANO_DIRECTORY)
     samples = [encoder.encode(sample) for sample in generated_samples(6, families=("images",))]
-    return Job(NANO_DIRECTORY, tmp_path / "out", TABLES, Recipe(sweeps=0), samples)
+    return Job(NANO_DIRECTORY, tmp_path / "out", tables, Recipe(sweeps=0), samples)
 
 
 @pytest.mark.slow
-def test_size_and_disk_are_as_planned_and_planning_leaves_nothing(tmp_path: Path) -> None:
-    one = job(tmp_path)
+@pytest.mark.parametrize("dense", ["w8", "w4"])
+def test_size_and_disk_are_as_planned_and_planning_leaves_nothing(dense: str, tmp_path: Path) -> None:
+    one = job(tmp_path, format_tables(CONFIG, FormatChoice("w2", dense=dense)))
     plan = plan_checkpoint(one)
     assert list(tmp_path.iterdir()) == []
     assert plan.seconds is not None
@@ -43,7 +44,7 @@ def test_size_and_disk_are_as_planned_and_planning_leaves_nothing(tmp_path: Path
         nonlocal most
         work = one.partial / "work"
         states = [
-            path for path in work.iterdir() if path.name.startswith(("states", "exact", "attended", "routed"))
+            path for path in work.iterdir() if path.name.startswith(("states", "exact", "heads", "routing"))
         ]
         most = max(most, sum(path.stat().st_size for path in states))
 

@@ -34,12 +34,13 @@ from ernie_local.packing import dequantize, find_format
 from ernie_quant.expert import ExpertWeights
 from ernie_quant.grid import round_to_grid, search_grid
 from ernie_quant.job import Job
-from ernie_quant.losses import option_losses, rounded_expert
+from ernie_quant.losses import option_losses, rounded_expert, trellis_ratios
 from ernie_quant.measurements import Measurements
 from ernie_quant.mixed_tables import FLOOR, MixedTables, expert_items, layer_factors, quantized_bytes
 from ernie_quant.pipeline import checkpoint_bytes, quantize_checkpoint
 from ernie_quant.probe import EXPERT_FORMATS, measurements_in, probe_sequences
-from ernie_quant.recipe import Recipe
+from ernie_quant.recipe import Recipe, quantize_matrix
+from ernie_quant.refine import output_error
 from ernie_quant.source import FloatSource
 
 CONFIG = read_config(NANO_DIRECTORY)
@@ -74,7 +75,7 @@ def test_losses_are_the_change_of_weighted_outputs() -> None:
     tokens = torch.randn(50, 64, generator=torch.Generator().manual_seed(1))
     token_weights = torch.rand(50, generator=torch.Generator().manual_seed(2))
     importance = tokens.square().mean(0)
-    lost = option_losses(weights, importance, tokens, token_weights, ("w2", "w4"))
+    lost = option_losses(weights, importance, tokens, token_weights, ("w2", "w4"), {})
     exact = weights.outputs(tokens)
     power = float(((exact * token_weights[:, None]) ** 2).sum())
     low_bit = find_format("w2")
@@ -86,6 +87,28 @@ def test_losses_are_the_change_of_weighted_outputs() -> None:
     change = float((((changed - exact) * token_weights[:, None]) ** 2).sum())
     assert lost["gate_up"]["w2"] == pytest.approx(change / power, rel=1e-4)
     assert lost["down"]["w4"] < lost["down"]["w2"]
+
+
+def test_losses_of_w2t_are_told_from_w2() -> None:
+    """Of an expert, by all of its rows calibrated in both formats, on tokens that calibration did not see."""
+    generator = torch.Generator().manual_seed(3)
+    weights = ExpertWeights(
+        *(torch.randn(shape, generator=generator) * 0.1 for shape in ((192, 192), (192, 192), (192, 192)))
+    )
+    tokens = torch.randn(1200, 192, generator=generator) @ torch.randn(192, 192, generator=generator)
+    ratios = trellis_ratios(weights, tokens)
+    gate_up, inner = torch.cat((weights.gate, weights.up)), weights.inner(tokens)
+    for part, matrix, inputs in (("gate_up", gate_up, tokens), ("down", weights.down, inner)):
+        moments, held_out = (half.t() @ half / len(half) for half in (inputs[::2], inputs[1::2]))
+        found, compared = (
+            output_error(matrix, held_out, quantize_matrix(matrix, find_format(name), Recipe(), moments))
+            for name in ("w2t", "w2")
+        )
+        assert ratios[part] == pytest.approx(found / compared, rel=0.05)
+        assert ratios[part] < 0.95
+    lost = option_losses(weights, tokens.square().mean(0), tokens, torch.ones(1200), ("w2t", "w2"), ratios)
+    for part in ("gate_up", "down"):
+        assert lost[part]["w2t"] == pytest.approx(ratios[part] * lost[part]["w2"])
 
 
 def round_experts(model: LoadedModel, samples: list[EncodedSample], layer_id: int) -> None:

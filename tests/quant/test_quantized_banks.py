@@ -9,18 +9,21 @@ import pytest
 import ernie_local
 from ernie_calibration.sequences import EncodedSample
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
-from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint
 from ernie_quant.recipe import QuantizationMethod, Recipe
 from tests.banks import with_one_bank, without_banks
 from tests.runtime.paged_models import image, image_ids
+from tests.sharded import write_deep_nano
+
+pytestmark = pytest.mark.usefixtures("short_jobs")
 
 
 @pytest.fixture(scope="module", params=[with_one_bank, without_banks], ids=["one bank", "no bank"])
 def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory: Path = request.param(NANO_DIRECTORY, tmp_path_factory.mktemp("banks") / "plain")
+    folder = tmp_path_factory.mktemp("banks")
+    directory: Path = request.param(write_deep_nano(folder / "small", 3, 1), folder / "plain")
     return directory
 
 

@@ -8,7 +8,6 @@ import itertools
 import pytest
 import torch
 
-from ernie_local.kernels import native
 from ernie_local.packing import LowBitFormat, QuantizedMatrix, dequantize, find_format
 from ernie_local.packing.rounding import round_to_nearest
 from ernie_quant.gptq import gptq
@@ -16,18 +15,11 @@ from ernie_quant.grid import ScaleGrid, grid_of, round_to_grid, search_grid
 from ernie_quant.hessian import damped, second_moments
 from ernie_quant.refine import output_error, refine
 
-pytestmark = pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing")
+pytestmark = [
+    pytest.mark.usefixtures("inner_loops"),
+    pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing"),
+]
 ASYMMETRIC = ("w4", "w3", "w2l", "w2", "w2s")
-
-
-@pytest.fixture(params=["compiled", "torch"], autouse=True)
-def steps(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Everything here holds for the compiled inner loops and for the plain torch code."""
-    if request.param == "torch":
-        monkeypatch.setattr(native, "find_module", lambda: (None, "to compute with torch"))
-    else:
-        assert native.native_module() is not None
-    return str(request.param)
 
 
 def moments_of(tokens: torch.Tensor) -> torch.Tensor:

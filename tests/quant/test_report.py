@@ -112,6 +112,7 @@ def test_the_page_needs_no_network_and_has_each_plot_for_both_themes() -> None:
     assert re.findall(r"https?://", text) == []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_name_cannot_become_markup_or_command_a_terminal() -> None:
     name = "<script>alert(1)</script>\x1b[31m\n# [x](y) | `z` & \u202e"
     hostile = replace(contents(), source={"name": name, "a\x1b<b>": name}, versions=name)
@@ -126,6 +127,7 @@ def test_a_name_cannot_become_markup_or_command_a_terminal() -> None:
     assert [line for line in card.splitlines() if line.startswith(heading)] != []
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_page_names_the_largest_errors_first() -> None:
     cells = Page(html_page(contents(), AUDITED)).cells
     start = cells.index("33.0\u00a0%")  # 30 tokens
@@ -133,7 +135,7 @@ def test_the_page_names_the_largest_errors_first() -> None:
     assert cells[start - 5 : start + 3] == ["1", "text", "3", "w2", "30", *rest]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("undrawn")
 def test_small_pages_have_errors_of_their_own() -> None:
     plain = contents()
     dual = replace(

@@ -24,22 +24,10 @@ from ernie_quant.report.contents import ReportContents, measure_coverage
 from ernie_quant.report.legend import format_legend
 from ernie_quant.report.model_card import model_card
 from ernie_quant.report.page import html_page
-from ernie_quant.report.plots import ReportPlot
 from ernie_quant.report.verdict import percent, verdict_lines
 from tests.report_contents import AUDITED, KEYS, contents
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plots without pixels, which take seconds a page."""
-
-    def plot(_values: object, title: str, caption: str, _unit: str, **_options: object) -> ReportPlot:
-        return ReportPlot(title, caption, b"", b"")
-
-    for name in ("heat_maps", "layer_bars"):
-        monkeypatch.setattr(f"ernie_quant.report.page.{name}", plot)
 
 
 def varied() -> ReportContents:
@@ -85,6 +73,14 @@ def test_the_verdict_has_the_numbers_of_the_reports() -> None:
     assert "calibrated on 5 samples" in identity
     page = html_page(one, AUDITED)
     assert page.index("On average an expert lost") < page.index("<table")
+
+
+def test_adapters_in_the_weights_are_named() -> None:
+    one = varied()
+    named = replace(one, source={**one.source, "adapters": "style times 0.5 (abc)"})
+    added = "<nano> with adapters added to its weights, style times 0.5 (abc), quantized"
+    assert added in told(named, "What it is")
+    assert "adapters" not in told(one, "What it is")
 
 
 @pytest.mark.parametrize(

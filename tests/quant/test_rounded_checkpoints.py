@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import ernie_local
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.header import read_safetensors_header
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.config import QuantizationConfig, read_config
+from ernie_local.config import ModelConfig, QuantizationConfig, read_config
 from ernie_local.errors import UsageError
 from ernie_local.experts.mapped import MappedExperts
 from ernie_local.experts.resident import ResidentExperts
@@ -32,26 +33,29 @@ EVERYTHING = FormatChoice("w4", "w8", "w8", "w8")
 UNLIKE = FormatChoice("w2-w2l", "w4", "w8", None)
 
 
-def mixed_tables() -> QuantizationConfig:
+def mixed_tables(config: ModelConfig) -> QuantizationConfig:
     """Experts of one bank in three formats."""
-    tables = format_tables(CONFIG, EVERYTHING)
-    formats = tuple(("w4", "w2-w3", "w2s")[expert % 3] for expert in range(CONFIG.text.banks[0].num_experts))
+    tables = format_tables(config, EVERYTHING)
+    formats = tuple(("w4", "w2-w3", "w2s")[expert % 3] for expert in range(config.text.banks[0].num_experts))
     return dataclasses.replace(tables, experts=dict.fromkeys(tables.experts, formats))
 
 
-TABLES = {
-    "all in w4 and w8": format_tables(CONFIG, EVERYTHING),
-    "unlike": format_tables(CONFIG, UNLIKE),
-    "mixed experts": mixed_tables(),
-    "dense only": format_tables(CONFIG, FormatChoice(None, "w4", None, None)),
+TABLES: dict[str, Callable[[ModelConfig], QuantizationConfig]] = {
+    "all in w4 and w8": lambda config: format_tables(config, EVERYTHING),
+    "unlike": lambda config: format_tables(config, UNLIKE),
+    "mixed experts": mixed_tables,
+    "dense only": lambda config: format_tables(config, FormatChoice(None, "w4", None, None)),
 }
+Exported = tuple[Path, QuantizationConfig]
 
 
 @pytest.fixture(scope="module", params=TABLES)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    out = tmp_path_factory.mktemp("packed")
-    quantize_checkpoint(Job(NANO_DIRECTORY, out, TABLES[request.param], Recipe("rtn")))
-    return out, request.param
+def exported(
+    request: pytest.FixtureRequest, small_nano: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Exported:
+    out, tables = tmp_path_factory.mktemp("packed"), TABLES[request.param](read_config(small_nano))
+    quantize_checkpoint(Job(small_nano, out, tables, Recipe("rtn")))
+    return out, tables
 
 
 def rounded(weights: torch.Tensor, format_name: str) -> torch.Tensor:
@@ -97,17 +101,17 @@ def round_in_place(model: LoadedModel, tables: QuantizationConfig) -> None:
 
 @pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing")
 def test_logits_are_those_of_the_rounded_weights(
-    exported: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
+    exported: Exported, small_nano: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the plain torch operators, which do not round activations."""
-    out, name = exported
+    out, tables = exported
     monkeypatch.setattr(native, "find_module", lambda: (None, "to compute with exact activations"))
-    plain = ernie_local.load("nano")
+    plain = ernie_local.load(small_nano)
     image = plain.patches([torch.randint(0, 256, (56, 84, 3), dtype=torch.uint8).numpy()])[0]
     media = CONFIG.media
     ids = [50, 60, media.image_start, *[media.image] * image.num_tokens, media.image_end, 70, 80]
     before = plain.logits(ids, [image])
-    round_in_place(plain, TABLES[name])
+    round_in_place(plain, tables)
     wanted, found = (
         plain.logits(ids, [image]),
         ernie_local.load(out, kv_dtype="float32").logits(ids, [image]),
@@ -125,7 +129,7 @@ def test_kernels_answer_as_the_plain_model(tmp_path: Path) -> None:
     assert "".join(piece.text for piece in pieces) == "£84.84"
 
 
-def test_weight_bytes_are_those_in_memory(exported: tuple[Path, str]) -> None:
+def test_weight_bytes_are_those_in_memory(exported: Exported) -> None:
     model = ernie_local.load(exported[0])
     held = sum(tensor.nbytes for tensor in model.network.state_dict().values())
     experts = model.network.experts
@@ -133,12 +137,12 @@ def test_weight_bytes_are_those_in_memory(exported: tuple[Path, str]) -> None:
     assert model.weight_bytes == held + experts.num_bytes
 
 
-def test_pages_are_aligned_and_any_reader_finds_them(exported: tuple[Path, str]) -> None:
-    out, name = exported
+def test_pages_are_aligned_and_any_reader_finds_them(exported: Exported) -> None:
+    out, tables = exported
     stored = read_safetensors_header(out / "model.safetensors")
     packed = [tensor for tensor in stored.values() if tensor.dtype == "U8"]
     pages = [tensor for tensor in packed if tensor.name.startswith("experts.")]
-    assert bool(pages) == bool(TABLES[name].experts)
+    assert bool(pages) == bool(tables.experts)
     assert all(tensor.offset % 4096 == 0 for tensor in pages)
     assert all(tensor.offset % 64 == 0 for tensor in packed)
     with safe_open(out / "model.safetensors", "pt") as file:
@@ -148,24 +152,26 @@ def test_pages_are_aligned_and_any_reader_finds_them(exported: tuple[Path, str])
             assert page.gate.shape[1] == CONFIG.text.hidden_size
 
 
-def test_config_keeps_the_tables(exported: tuple[Path, str]) -> None:
-    out, name = exported
+def test_config_keeps_the_tables(exported: Exported, small_nano: Path) -> None:
+    out, tables = exported
     written = read_config(out).quantization
     assert written is not None
-    assert dataclasses.replace(written, source={}, calibration={}) == TABLES[name]
+    assert dataclasses.replace(written, source={}, calibration={}) == tables
     assert written.source["name"] == "nano"
     assert written.calibration["method"] == "rtn"
     other_keys = json.loads((out / "config.json").read_text())
     del other_keys["quantization_config"]
-    assert other_keys == json.loads((NANO_DIRECTORY / "config.json").read_text())
+    assert other_keys == json.loads((small_nano / "config.json").read_text())
 
 
-def test_nothing_is_overwritten_and_nothing_rounded_twice(exported: tuple[Path, str], tmp_path: Path) -> None:
-    out, name = exported
+def test_nothing_is_overwritten_and_nothing_rounded_twice(
+    exported: Exported, small_nano: Path, tmp_path: Path
+) -> None:
+    out, tables = exported
     with pytest.raises(UsageError, match="quantized already"):
-        quantize_checkpoint(Job(out, tmp_path / "again", TABLES[name], Recipe("rtn")))
+        quantize_checkpoint(Job(out, tmp_path / "again", tables, Recipe("rtn")))
     with pytest.raises(UsageError, match=r"holds [0-9]+ entries"):
-        quantize_checkpoint(Job(NANO_DIRECTORY, out, TABLES[name], Recipe("rtn")))
+        quantize_checkpoint(Job(small_nano, out, tables, Recipe("rtn")))
 
 
 @pytest.mark.parametrize(

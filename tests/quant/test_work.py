@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
-from ernie_local.checkpoint.hub import NANO_DIRECTORY
-from ernie_local.config import read_config
+from ernie_local.config import QuantizationConfig
 from ernie_local.errors import ModelUnusable, Stopped, UsageError
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint
@@ -20,7 +18,6 @@ from ernie_quant.recipe import Recipe
 from ernie_quant.tokens import RowFile
 from ernie_quant.work import Work
 
-TABLES = format_tables(read_config(NANO_DIRECTORY), FormatChoice("w2"))
 IDENTITY = {"source": "a", "settings": "b"}
 UNITS: dict[str, dict[str, float]] = {"files": {}, "expert 1.text.0": {"tokens": 3, "down_error": 0.5}}
 
@@ -110,9 +107,9 @@ def test_a_kill_before_the_journal_loses_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [empty, zero, tear, Path.unlink])
 def test_weights_that_are_not_those_of_the_work_are_told(
-    damage: Callable[[Path], None], tmp_path: Path
+    damage: Callable[[Path], None], small_nano: Path, small_tables: QuantizationConfig, tmp_path: Path
 ) -> None:
-    job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe("rtn"), should_stop=lambda: True)
+    job = Job(small_nano, tmp_path / "model", small_tables, Recipe("rtn"), should_stop=lambda: True)
     with pytest.raises(Stopped):
         quantize_checkpoint(job)
     damage(job.partial / "model.safetensors")
@@ -148,10 +145,12 @@ def counted(kind: str, monkeypatch: pytest.MonkeyPatch, left: Iterator[int]) -> 
 
 
 @pytest.fixture(scope="module")
-def at_the_end(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def at_the_end(
+    small_nano: Path, small_tables: QuantizationConfig, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A folder with a checkpoint that is complete but for its name. Not to be written to."""
     folder = tmp_path_factory.mktemp("at_the_end")
-    job = Job(NANO_DIRECTORY, folder / "model", TABLES, Recipe("rtn"))
+    job = Job(small_nano, folder / "model", small_tables, Recipe("rtn"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Work, "finish", lambda *_: None)
         quantize_checkpoint(job)
@@ -162,10 +161,10 @@ def at_the_end(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("num_steps", range(5))
 def test_a_kill_after_the_last_rename_is_finished_by_the_same_command(
-    num_steps: int, at_the_end: Path, tmp_path: Path
+    num_steps: int, at_the_end: Path, small_nano: Path, small_tables: QuantizationConfig, tmp_path: Path
 ) -> None:
     folder = Path(shutil.copytree(at_the_end, tmp_path / "folder"))
-    job = Job(NANO_DIRECTORY, folder / "model", TABLES, Recipe("rtn"))
+    job = Job(small_nano, folder / "model", small_tables, Recipe("rtn"))
     job.partial.rename(job.out)
     work = Work(job.out, quantize_identity(job.out))
     with pytest.MonkeyPatch.context() as patch:
@@ -197,7 +196,7 @@ def quantize_identity(out: Path) -> dict[str, str]:
 
 
 def test_what_is_recorded_is_on_the_disk_before_the_name_is_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_nano: Path, small_tables: QuantizationConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No small file of the checkpoint gets its name before its content is on the disk."""
     synced: set[str] = set()
@@ -208,7 +207,7 @@ def test_what_is_recorded_is_on_the_disk_before_the_name_is_given(
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", sync)
-    job = Job(NANO_DIRECTORY, tmp_path / "model", TABLES, Recipe("rtn"))
+    job = Job(small_nano, tmp_path / "model", small_tables, Recipe("rtn"))
     quantize_checkpoint(job)
     written = {path.name for path in job.out.iterdir()}
     assert written | {"identity.json", "journal.jsonl", "model.partial", tmp_path.name} <= synced

@@ -226,8 +226,11 @@ class ScriptedModel:
         self.context_size = context_size
         config: Any = SimpleNamespace(
             media=media,
+            media_ids=media,
+            reads_images=True,
             text=SimpleNamespace(vocab_size=tokenizer.vocab_size),
-            vision=SimpleNamespace(spatial_merge_size=2, temporal_merge_size=2),
+            vision=(tower := SimpleNamespace(spatial_merge_size=2, temporal_merge_size=2)),
+            tower=tower,
             eos_token_ids=(2,),
         )
         self.config = config

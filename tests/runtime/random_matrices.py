@@ -17,18 +17,18 @@ def random_matrix(name: str, rows: int, columns: int, seed: int = 0) -> Quantize
         return torch.randint(0, highest + 1, shape, dtype=torch.uint8, generator=generator)
 
     codes = whole((rows, columns), low_bit.highest_code)
-    if low_bit.is_symmetric:
+    if low_bit.has_fp16_scales:
         scales = (torch.rand(groups, generator=generator) / 64).half()
         return QuantizedMatrix(low_bit, codes, scales, None, None)
     row_scales = (torch.rand(rows, generator=generator) / typical_weight(low_bit)).half()
-    return QuantizedMatrix(
-        low_bit, codes, whole(groups, low_bit.highest_scale), whole(groups, low_bit.highest_zero), row_scales
-    )
+    scales = whole(groups, low_bit.highest_scale)
+    zeros = whole(groups, low_bit.highest_zero) if low_bit.has_zeros else None
+    return QuantizedMatrix(low_bit, codes, scales, zeros, row_scales)
 
 
 def typical_weight(low_bit: LowBitFormat) -> float:
     """The size of a weight whose row scale is 1."""
-    return low_bit.highest_scale * low_bit.highest_code / 2
+    return low_bit.widest_range / 2
 
 
 def random_page(gate_up: str, down: str, hidden_size: int, inner_size: int, seed: int = 0) -> ExpertPage:

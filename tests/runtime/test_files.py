@@ -21,7 +21,7 @@ from ernie_local.planner.profile import read_profile
 from ernie_local.replay.trace import read_trace
 from ernie_local.session import read_saved_chat
 from ernie_local.strict_json import read_json_object
-from ernie_local.text.template_file import detect_variant
+from ernie_local.text.template_file import detect_template
 from ernie_local.text.tokenizer import ErnieTokenizer
 from ernie_quant.evaluation.reference import load_observations
 from ernie_quant.measurements import read_measurements
@@ -40,8 +40,8 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
         lambda path: ModelFiles(path.parent, read_config(NANO)).generation_config,
     ),
     "tokenizer": ("tokenizer.model", lambda path: ErnieTokenizer.from_directory(path.parent)),
-    "declared tokens": ("tokenizer_config.json", lambda path: detect_variant(path.parent)),
-    "template": ("chat_template.jinja", lambda path: detect_variant(path.parent)),
+    "declared tokens": ("tokenizer_config.json", lambda path: detect_template(path.parent)),
+    "template": ("chat_template.jinja", lambda path: detect_template(path.parent)),
     "JSON": ("x.json", read_json_object),
     "header": ("model.safetensors", read_safetensors_header),
     "pages": ("model.safetensors", UncachedFile),

@@ -127,5 +127,5 @@ def test_a_link_that_leads_nowhere_is_not_taken_for_a_missing_file(name: str, na
     (nano / name).symlink_to("nowhere")
     files = find_model_files(nano)
     with pytest.raises(ModelUnusable, match=name):
-        _ = files.image_processor, files.tokenizer, files.template_variant, files.generation_config
+        _ = files.image_processor, files.tokenizer, files.template_name, files.generation_config
     assert any(name in finding.error.what for finding in verify(nano).findings)

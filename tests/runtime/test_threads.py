@@ -19,11 +19,12 @@ from ernie_local.loading.model import EngineSettings
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model_files import ModelFiles, find_model_files
 from ernie_local.session import Chat
+from tests.draws import rest_slow
 from tests.runtime import paged_models
 from tests.runtime.paged_models import build, ids, image_ids, plan_of, room
 
 _Result = TypeVar("_Result")
-KINDS = ("packed", "plain", "packed and resident", "plain and resident")
+KINDS = ("packed", "plain and resident", "packed and resident", "plain")
 
 
 def loaded(kind: str, packed_nano: Path, extra_bytes: int = 0) -> LoadedModel:
@@ -37,7 +38,7 @@ def loaded(kind: str, packed_nano: Path, extra_bytes: int = 0) -> LoadedModel:
     return LoadedModel(network, find_model_files(directory), settings, 0, 0.0)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=rest_slow(KINDS, 2))
 def kind(request: pytest.FixtureRequest) -> str:
     assert isinstance(request.param, str)
     return request.param

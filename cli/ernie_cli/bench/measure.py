@@ -56,6 +56,8 @@ def measure(options: BenchOptions, result: BenchResult) -> None:
     if files is not None:
         model_limit = files.config.text.max_position_embeddings
         defaults.context_tokens(_chat_options(options).context_tokens(), model_limit)
+        if image is not None:
+            files.image_processor.check()
     # Without them, measuring would take an hour, and mean nothing.
     if (absence := native_absence()) is not None:
         raise DoesNotFit("bench measures the compiled kernels, which are missing", absence.why, absence.hint)

@@ -12,6 +12,7 @@ from ernie_cli.extract.exports import output_paths
 from ernie_cli.extract.options import ExtractOptions
 from ernie_cli.options import check_is_number
 from ernie_cli.videos import given_sampling
+from ernie_local.adapters.source import AdapterSource
 from ernie_local.checkpoint.files import HASHES_FILE, INDEX_FILE
 from ernie_local.errors import InputUnreadable, UsageError
 from ernie_local.extraction.checks import parse_check
@@ -110,6 +111,7 @@ def run_identity(
     options: ExtractOptions, reading: ReadingOptions, files: ModelFiles, found: FoundFiles
 ) -> Mapping[str, str]:
     """What the records of a run depend on, by name."""
+    adapters = [AdapterSource.parse(one).stamp() for one in options.lora]
     return {
         **reading.identity(),
         "model": str(files.directory.resolve()),
@@ -124,6 +126,8 @@ def run_identity(
         "kv-dtype": options.kv_dtype,
         "ctx-size": str(options.context_tokens()),
         "small-below": str(options.small_below),
+        # Not there without: what was read before adapters were known goes on.
+        **({"lora": digest_of(*adapters)} if adapters else {}),
     }
 
 

@@ -1,6 +1,6 @@
 """The command `ernie-local vram`: says whether a model fits, what goes where, and how fast it will be.
 
-Reads headers or config.json only, and imports no torch, not even when it runs.
+Reads headers or config.json only, and imports no torch, not even when it runs, unless adapters are given.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ernie_cli.options import (
     fps_option,
     frames_option,
     kv_dtype_option,
+    lora_option,
     model_argument,
     option,
     password_option,
@@ -30,7 +31,7 @@ from ernie_cli.options import (
     size_option,
 )
 from ernie_local.errors import UsageError
-from ernie_local.packing.formats import formats_for, largest_first
+from ernie_local.packing.formats import formats_by_bits, formats_for, largest_first
 from ernie_local.sizes import parse_bytes
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
     BitsName = str
     DenseName = str
 else:  # typer shows what the table of formats offers
-    BitsName = Literal[("16", *(str(one.bits) for one in largest_first(formats_for("experts"))), "mixed")]
+    BitsName = Literal[("16", *formats_by_bits(), "mixed")]
     DenseName = Literal[tuple(one.name for one in largest_first(formats_for("dense")))]
 EVERY_GPU = "all"
-_PUBLISHED_MODEL = "ernie-4.5-vl-28b-a3b"
+_DEFAULT_MODEL = "ernie-4.5-vl-28b-a3b"
 rate_option = partial(option, metavar="X", min=0.001, max=100_000)
 _PLOT_SUFFIXES = (".svg", ".png")
 
@@ -56,9 +57,9 @@ class VramOptions(ImageOptions, CommonOptions):
     """What was said on the command line; None where it was not."""
 
     model: str = model_argument(
-        default=_PUBLISHED_MODEL,
-        help=f"A directory (config.json is enough), hf:org/name, nano, or {_PUBLISHED_MODEL}, whose sizes "
-        "are in the package, so that nothing is downloaded.",
+        default=_DEFAULT_MODEL,
+        help=f"A directory (config.json is enough), hf:org/name, nano, {_DEFAULT_MODEL}, or "
+        "ernie-4.5-vl-424b-a47b; the sizes of the last two are in the package, and nothing is downloaded.",
     )
     bits: BitsName | None = option(
         help="Estimate for experts of this many bits, as `quantize` would make them. Default: MODEL as it is."
@@ -98,6 +99,9 @@ class VramOptions(ImageOptions, CommonOptions):
     kv_dtype: KVDTypeName = kv_dtype_option()
     ram: str | None = ram_option()
     reserve: str | None = reserve_option()
+    lora: tuple[str, ...] = lora_option(
+        help="A LoRA adapter that is loaded beside the weights, as for chat. Repeatable."
+    )
     gpu: str | None = option(
         metavar="NAME",
         help="A GPU, such as rtx3060-12gb; all: one line for each known GPU.",

@@ -34,7 +34,7 @@ from ernie_local.planner.gpus import (
     match_gpu_model,
 )
 from ernie_local.planner.model_size import (
-    PUBLISHED_NAME,
+    PUBLISHED_NAMES,
     ModelSize,
     published_model,
     read_model,
@@ -203,12 +203,16 @@ class Report:
 def find_model(options: VramOptions) -> ModelSize:
     """The model of the options, as it is; ModelUnusable where there is none."""
     name = options.model
-    if name.lower() == PUBLISHED_NAME:
-        model = published_model()
+    if name.lower() in PUBLISHED_NAMES:
+        model = published_model(name.lower())
     else:
         # Named as the user named it: nano's directory would mean nothing to them.
         with outlined_model(name) as directory:
             model = dataclasses.replace(read_model(directory), name=name)
+    if options.lora:
+        from ernie_local.adapters.tables import adapter_counter
+
+        model = dataclasses.replace(model, adapter_numbers=adapter_counter(options.lora, model.config))
     processor = with_max_pixels(model.processor, options.max_pixels_count())
     return dataclasses.replace(model, processor=with_image_tokens(processor, options.image_tokens_count()))
 
@@ -251,8 +255,8 @@ def _number_types(model: ModelSize, options: VramOptions, on_gpu: bool) -> tuple
     dtype: str = options.dtype
     if dtype == defaults.AUTO:
         # Only where it decides: finding the size of files takes longer than all else.
-        plain_bytes = 0 if is_packed or on_gpu else model.file_bytes
-        dtype = defaults.compute_dtype(plain_bytes, on_gpu=on_gpu)
+        num_bytes = 0 if is_packed or on_gpu else model.plain_weight_bytes
+        dtype = defaults.compute_dtype(num_bytes, on_gpu=on_gpu)
     kv_dtype: str = options.kv_dtype
     return dtype, defaults.kv_dtype(dtype, is_packed=is_packed) if kv_dtype == defaults.AUTO else kv_dtype
 

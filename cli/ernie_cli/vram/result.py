@@ -284,7 +284,7 @@ class VramResult:
                 PricedImageObject,
                 image,
                 kv_bytes=image.tokens * token_bytes,
-                encoder_bytes=encoding_bytes(model.config.vision, [image.patches], conversation.item_bytes),
+                encoder_bytes=encoding_bytes(model.config.tower, [image.patches], conversation.item_bytes),
             )
             for image in conversation.images
         ]

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ernie_cli.vram.report import ContextChoice, GpuRow
 from ernie_local.planner.speed import Band
-from ernie_local.planner.terms import NOTHING, PHASES, Amount, MemoryPlan
+from ernie_local.planner.terms import NOTHING, Amount, MemoryPlan
 from ernie_local.sizes import format_bytes
 
 _PLACES = {"ram": "RAM", "vram": "gpu"}
-_ROW = "{:<25}" + "{:>11}" * len(PHASES) + "  {}"
 _SHORT_ROW = "{:<22}{:>11}  {}"
 _GPU_ROW = "{:<19}{:>9} {:<9}{:>8}{:>8}{:>7} {:>16}"
 _CONTEXT_ROW = "{:>10}{:>10}{:>13}  {}"
@@ -28,17 +27,19 @@ _TIERS = {
 
 def memory_lines(memory: MemoryPlan, width: int) -> Iterator[str]:
     """A line for each term, then the sums and their limit; in a narrow place the most of each term alone."""
+    phases = memory.phases
     if width >= _WIDTH_OF_TABLES:
-        yield _ROW.format(_PLACES[memory.place], *PHASES, "how").rstrip()
+        wide_row = "{:<25}" + "{:>11}" * len(phases) + "  {}"
+        yield wide_row.format(_PLACES[memory.place], *phases, "how").rstrip()
         for term in memory.terms:
-            amounts = [term.phases.get(phase, NOTHING).best for phase in PHASES]
-            yield _ROW.format(term.name, *map(_cell, amounts), term.provenance)
+            amounts = [term.phases.get(phase, NOTHING).best for phase in phases]
+            yield wide_row.format(term.name, *map(_cell, amounts), term.provenance)
             yield from _range_lines(term.most)
-        yield _ROW.format("all", *(_cell(memory.phase(phase).best) for phase in PHASES), "").rstrip()
+        yield wide_row.format("all", *(_cell(memory.phase(phase).best) for phase in phases), "").rstrip()
     else:
         rows = [("most of " + _PLACES[memory.place], "bytes", "how")]
         rows += [(term.name, _cell(term.most.best), term.provenance) for term in memory.terms]
-        rows += [(f"all in {phase}", _cell(memory.phase(phase).best), "") for phase in PHASES]
+        rows += [(f"all in {phase}", _cell(memory.phase(phase).best), "") for phase in phases]
         for row in rows:
             yield from wrapped(_SHORT_ROW.format(*row).rstrip(), width)
     peak = memory.peak
@@ -98,9 +99,9 @@ def bar_lines(memory: MemoryPlan, width: int = 80) -> Iterator[str]:
     """The phases as bars, with a mark at the limit."""
     bar_width = max(8, width - _BAR_LABEL - _BAR_AMOUNT)
     limit = memory.limit_bytes or 0
-    full = max(limit, *(memory.phase(phase).best for phase in PHASES), 1)
+    full = max(limit, *(memory.phase(phase).best for phase in memory.phases), 1)
     mark = round(limit / full * bar_width) if limit else None
-    for phase in PHASES:
+    for phase in memory.phases:
         num_bytes = memory.phase(phase).best
         filled = round(num_bytes / full * bar_width)
         cells = ["█" if index < filled else " " for index in range(bar_width + 1)]

@@ -23,7 +23,7 @@ from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.solve import Obstacle
 from ernie_local.planner.speed import Speed
 from ernie_local.planner.start import Start
-from ernie_local.planner.terms import NOTHING, PHASES, MemoryPlan
+from ernie_local.planner.terms import NOTHING, MemoryPlan
 from ernie_local.sizes import GIB, format_bytes
 
 _GPU_NOTICE = "figures for GPUs are predictions: this version has not run on a GPU yet"
@@ -93,7 +93,7 @@ def _obstacle_text(obstacle: Obstacle) -> str:
 
 
 def _priced_image_line(image: ImageReport, model: ModelSize, kv_bytes: int, item_bytes: int) -> str:
-    encoder_bytes = encoding_bytes(model.config.vision, [image.patches], item_bytes)
+    encoder_bytes = encoding_bytes(model.config.tower, [image.patches], item_bytes)
     return (
         f"{image.name}: {shrink_text(image)} ({image.scale:.2f}x), "
         f"{token_text(image)}, {format_bytes(image.tokens * kv_bytes)} of KV cache, "
@@ -199,11 +199,11 @@ def draw(memory: MemoryPlan, title: str, path: Path) -> None:
     colors = colormaps["tab20"].colors  # type: ignore[attr-defined]
     figure = Figure(figsize=_PLOT_INCHES, layout="constrained")
     axes = figure.subplots()
-    bottoms = [0.0] * len(PHASES)
+    bottoms = [0.0] * len(memory.phases)
     for index, term in enumerate(memory.terms):
-        heights = [term.phases.get(phase, NOTHING).best / GIB for phase in PHASES]
+        heights = [term.phases.get(phase, NOTHING).best / GIB for phase in memory.phases]
         label, color = f"{term.name} ({term.provenance})", colors[index % len(colors)]
-        axes.bar(PHASES, heights, bottom=bottoms, label=label, color=color)
+        axes.bar(memory.phases, heights, bottom=bottoms, label=label, color=color)
         bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
     if memory.limit_bytes is not None:
         axes.axhline(memory.limit_bytes / GIB, color="black", linestyle="--", label="limit")
@@ -221,7 +221,8 @@ def _cpu_verdict(report: Report) -> str:
     chunk = f"prompts in chunks of {plan.placement.chunk_tokens}"
     slots = plan.slots_bytes
     if slots is None:
-        return f"fits, every expert in memory, {chunk}"
+        experts = "every expert in memory, " if report.model.config.text.banks else ""
+        return f"fits, {experts}{chunk}"
     share = plan.resident_share
     return (
         f"fits with experts paged from disk: {format_bytes(slots)} of memory for them in decode, "

@@ -17,6 +17,7 @@ from ernie_local.kernels.gpu_capability import TENSOR_CORES_FROM
 from ernie_local.packing import TILE_ROWS, LowBitFormat, PageLayout
 
 _BLOCK_BITS = 32  # of one row in a block of codes
+_ABOVE_LEVELS = 32
 _W3_LOW_BITS = 2  # the third lies in a plane of its own
 MULTIPLIED_DTYPES = (torch.float16, torch.bfloat16)
 
@@ -31,7 +32,8 @@ class TileShape:
     group_size: int
     scale_bits: int
     zero_divisor: int
-    is_symmetric: bool
+    has_fp16_scales: bool
+    is_trellis: bool
     tile_bytes: int
     metadata_bytes: int
 
@@ -45,10 +47,16 @@ class TileShape:
             group_size=low_bit.group_size,
             scale_bits=low_bit.scale_bits,
             zero_divisor=low_bit.zero_divisor,
-            is_symmetric=low_bit.is_symmetric,
+            has_fp16_scales=low_bit.has_fp16_scales,
+            is_trellis=low_bit.is_trellis,
             tile_bytes=low_bit.tile_bytes(columns),
             metadata_bytes=low_bit.metadata_bytes(columns),
         )
+
+    @property
+    def code_step(self) -> int:
+        """What `codes_as_fractions` divides by: a power of two above all codes, or above all levels."""
+        return _ABOVE_LEVELS if self.is_trellis else 1 << self.code_bits
 
     @property
     def block_columns(self) -> int:

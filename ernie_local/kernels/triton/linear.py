@@ -107,7 +107,7 @@ def look_up_rows(row_ids: Tensor, packed: Tensor, low_bit: LowBitFormat, columns
 @triton.jit
 def unpack_rows(row_ids, packed, output, SHAPE: tl.constexpr, BLOCKS: tl.constexpr):
     """Program (index of a row, BLOCKS blocks)."""
-    STEP: tl.constexpr = 1 << SHAPE.code_bits
+    STEP: tl.constexpr = SHAPE.code_step
     PLANES: tl.constexpr = SHAPE.planes
     index = tl.program_id(0)
     row_id = tl.load(row_ids + index)
@@ -115,12 +115,12 @@ def unpack_rows(row_ids, packed, output, SHAPE: tl.constexpr, BLOCKS: tl.constex
     rows = tl.arange(0, 1) + (row_id % 16).to(tl.int32)
     blocks = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
     inside = (blocks < SHAPE.num_blocks)[:, None]
-    words = load_words(tiles, rows, blocks, inside, SHAPE)
+    words, earlier = load_words(tiles, rows, blocks, inside, SHAPE)
     scales, zeros = load_scales_and_zeros(tiles, rows, blocks, inside, SHAPE)
     row_scales = load_row_scales(tiles, rows, rows < 16, SHAPE)[None, :]
     start = output + index.to(tl.int64) * SHAPE.columns
     for plane in tl.static_range(PLANES):
-        high_words = load_high_words(words, tiles, rows, blocks * PLANES + plane, inside, SHAPE)
+        high_words = load_high_words(earlier, tiles, rows, blocks * PLANES + plane, inside, SHAPE)
         for column in tl.static_range(4):
             codes = (codes_as_fractions(words, high_words, rows, 4 * plane + column, SHAPE) - 1.0) * STEP
             at = blocks * SHAPE.block_columns + (4 * plane + column)

@@ -1,7 +1,7 @@
-// Images and PDFs of the question that is being written: picked, dropped or pasted; and images shown large.
+// Images, PDFs and videos of the question that is being written: picked, dropped or pasted; and images shown large.
 
 import { lookAt, viewOf } from "./api.js";
-import { button, bytes, count, counted, element, find } from "./dom.js";
+import { button, bytes, clock, count, counted, element, find } from "./dom.js";
 
 const list = find("#attached");
 const viewer = find("#viewer");
@@ -10,6 +10,7 @@ let attached = [];
 let reading = Promise.resolve();
 let numReading = 0;
 let limits = null;
+let modalities = null; // what the model reads
 
 /** What is attached; each has name, url (a data address), kind, and pages as the server saw them. */
 export function attachments() {
@@ -21,15 +22,22 @@ export function setAttachments(files) {
   show();
 }
 
+/** Whether a file is a video; what is sent of it differs, and boxes lie in images only. */
+export const isVideo = (file) => Boolean(file.pages[0].frames);
+
 export const isReading = () => numReading > 0;
 
 /** Resolves when all files that were given have been looked at. */
 export const allRead = () => reading;
 
-/** told: of the server, what it takes. */
-export function setLimits(told) {
+/** told: of the server, what it takes. kinds: what its model reads; undefined while it is loaded. */
+export function setLimits(told, kinds) {
   limits = told;
+  modalities = kinds ?? modalities;
 }
+
+/** Whether the model is known to read nothing but text. */
+export const readsOnlyText = () => modalities?.join() === "text";
 
 /** Reads files, and asks the server how the model will see them; gives the messages of those it cannot. */
 export function attach(files) {
@@ -52,6 +60,7 @@ export function attach(files) {
 async function attachOne(file, into) {
   const name = file.name || "pasted image";
   try {
+    if (readsOnlyText()) throw new Error("the model of this server reads only text");
     const most = Math.min(limits?.file_bytes ?? Infinity, limits?.request_bytes ?? Infinity);
     if (file.size > most) throw new Error(`${bytes(file.size)}, and this server reads at most ${bytes(most)} of a file`);
     if (limits && into.length >= limits.images) throw new Error(`more than ${limits.images} files`);
@@ -60,7 +69,7 @@ async function attachOne(file, into) {
     return null;
   } catch (error) {
     const reason = error.message || "it cannot be read; is it a folder?";
-    return `${name}: ${reason.replace(/^image: /, "")}`; // the server does not know its name
+    return `${name}: ${reason.replace(/^(image|video): /, "")}`; // the server does not know its name
   }
 }
 
@@ -135,7 +144,8 @@ function pageView(file, page, index) {
   const [width, height] = page.seen_size;
   const title = element("b", "", file.pages.length > 1 ? `Page ${index + 1}` : file.name);
   title.title = name;
-  caption.append(title, element("span", "", `${count(page.tokens)} tokens`), element("span", "", `${width} × ${height} pixels seen`));
+  const seen = page.frames ? `${counted(page.frames, "frame")} of ${clock(page.seconds)}` : `${width} × ${height} pixels seen`;
+  caption.append(title, element("span", "", `${count(page.tokens)} tokens`), element("span", "", seen));
   figure.append(open, caption);
   return figure;
 }
@@ -149,6 +159,7 @@ export async function showLarge(file, index) {
   const [seenWidth, seenHeight] = page.seen_size;
   find("#viewer-title").textContent = pageName(file, index);
   const sizes = [`${width} × ${height} pixels`, `the model sees it at ${seenWidth} × ${seenHeight}`, `${count(page.tokens)} tokens`];
+  if (page.frames) sizes.unshift(`${counted(page.frames, "frame")} of ${clock(page.seconds)}`);
   find("#viewer-caption").textContent = [sizes.join(", "), ...page.notes].join(". ");
   const image = find("#viewer-image");
   image.src = page.thumbnail;

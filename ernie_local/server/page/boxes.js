@@ -1,6 +1,6 @@
 // Draws the boxes of an answer on its images, and links them with the places of the text that name them.
 
-import { pageName, viewAddress } from "./attachments.js";
+import { isVideo, pageName, viewAddress } from "./attachments.js";
 import { button, element, svgElement } from "./dom.js";
 
 // Okabe and Ito, without black: colours that people with any colour blindness tell apart.
@@ -11,7 +11,8 @@ const PLACES = new RegExp(`\\[\\s*\\[?\\s*${FOUR.join("\\s*[\\],[\\s]+\\s*")}\\s
 
 /** The pages of a chat in the order of the prompt: box.image counts them from 1. */
 export function pagesOf(messages) {
-  return messages.flatMap((message) => (message.images ?? []).flatMap((file) => file.pages.map((_, index) => ({ file, index }))));
+  const images = messages.flatMap((message) => message.images ?? []).filter((file) => !isVideo(file));
+  return images.flatMap((file) => file.pages.map((_, index) => ({ file, index })));
 }
 
 /** Images with their boxes, and a list of the boxes. body: where the text of the answer is. */

@@ -1,6 +1,6 @@
 // The question that is being written: its text, options, and files that are dropped or pasted.
 
-import { allRead, attach, attachments, isReading, setAttachments } from "./attachments.js";
+import { allRead, attach, attachments, isReading, isVideo, setAttachments } from "./attachments.js";
 import { bytes, count, find } from "./dom.js";
 import { lastState } from "./server.js";
 
@@ -74,7 +74,7 @@ export function requestFor(messages) {
   const body = { messages: messages.filter((one) => one.role !== "assistant" || one.text || one.calls?.length).map(asSent) };
   const size = messages.flatMap((one) => one.images ?? []).reduce((sum, file) => sum + file.url.length, 0);
   const most = lastState()?.limits.request_bytes ?? Infinity;
-  if (size > most) throw new Error(`The images of this chat have ${bytes(size)} as they are sent, and this server reads at most ${bytes(most)} of a request.`);
+  if (size > most) throw new Error(`The images and videos of this chat have ${bytes(size)} as they are sent, and this server reads at most ${bytes(most)} of a request.`);
   if (find("#thinking").value) body.reasoning_effort = find("#thinking").value;
   if (!find("#max-tokens").checkValidity()) throw new Error("Most tokens, under Options, is a whole number from 1 on.");
   if (find("#max-tokens").value) body.max_completion_tokens = Number(find("#max-tokens").value);
@@ -91,11 +91,11 @@ function asSent(message) {
     const calls = (message.calls ?? []).map(({ id, name, arguments: text }) => ({ id, type: "function", function: { name, arguments: text } }));
     return { role: "assistant", content: message.text, ...(calls.length ? { tool_calls: calls } : {}) };
   }
-  const parts = message.images.map((image) =>
-    image.kind.startsWith("image/")
-      ? { type: "image_url", image_url: { url: image.url } }
-      : { type: "file", file: { filename: image.name, file_data: image.url } },
-  );
+  const parts = message.images.map((file) => {
+    if (isVideo(file)) return { type: "video_url", video_url: { url: file.url } };
+    if (file.kind.startsWith("image/")) return { type: "image_url", image_url: { url: file.url } };
+    return { type: "file", file: { filename: file.name, file_data: file.url } };
+  });
   return { role: "user", content: message.text ? [...parts, { type: "text", text: message.text }] : parts };
 }
 
@@ -110,7 +110,7 @@ function showChosen() {
   const tokens = attachments().flatMap((file) => file.pages).reduce((sum, page) => sum + page.tokens, 0);
   const context = lastState()?.context_size;
   const parts = [];
-  if (tokens) parts.push(`${count(tokens)}${context ? ` of ${count(context)}` : ""} tokens for images`);
+  if (tokens) parts.push(`${count(tokens)}${context ? ` of ${count(context)}` : ""} tokens for what is attached`);
   if (find("#form").value) parts.push("JSON");
   if (find("#thinking").value) parts.push(`thinking ${find("#thinking").selectedOptions[0].text}`);
   if (find("#max-tokens").value) parts.push(`at most ${count(Number(find("#max-tokens").value))} tokens`);

@@ -44,6 +44,9 @@ export const count = (number) => number.toLocaleString("en");
 /** 1 page, 3 pages. */
 export const counted = (number, noun) => `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
 
+/** Seconds as the frames of videos show them, in minutes: 0:07, 2:05. */
+export const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+
 /** Bytes as the server's messages say them: 512 MiB, 3.50 GiB. */
 export function bytes(number) {
   for (const [unit, size] of [["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10]]) {

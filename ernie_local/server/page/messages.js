@@ -57,9 +57,9 @@ export function endRunning(last, actions) {
 
 function emptyView() {
   const view = element("div", "empty");
-  const picture = button("", () => find("#files").click(), { icon: "image", label: "Add images or PDFs" });
-  view.append(picture, element("h2", "", "Ask about an image, or anything else"));
-  view.append(element("p", "quiet", "Drop images or PDFs anywhere on this page, paste them, or pick files. They go to your server only, which keeps nothing of them."));
+  const picture = button("", () => find("#files").click(), { icon: "image", label: "Add images, PDFs or videos", className: "for-images" });
+  view.append(picture, element("h2", "for-images", "Ask about an image, or anything else"), element("h2", "for-text", "Ask anything"));
+  view.append(element("p", "quiet for-images", "Drop images, PDFs or videos anywhere on this page, paste them, or pick files. They go to your server only, which keeps nothing of them."));
   return view;
 }
 
@@ -251,8 +251,9 @@ async function copy(text, pressed) {
 /** What the last piece of a stream tells of an answer, in words. */
 export function figuresOf(usage, started, first) {
   const seconds = (milliseconds) => (milliseconds / 1000).toFixed(1);
-  const { cached_tokens: cached = 0, image_tokens: images = 0 } = usage.prompt_tokens_details ?? {};
-  const ofImages = images ? ` (${count(images)} of images)` : "";
+  const { cached_tokens: cached = 0, image_tokens: images = 0, video_tokens: videos = 0 } = usage.prompt_tokens_details ?? {};
+  const seen = [images && `${count(images)} of images`, videos && `${count(videos)} of videos`].filter(Boolean);
+  const ofImages = seen.length ? ` (${seen.join(", ")})` : "";
   const before = cached ? `, ${count(cached)} of them known before` : "";
   const parts = [`${counted(usage.prompt_tokens, "token")} read${ofImages}${before}`];
   if (first !== null) {

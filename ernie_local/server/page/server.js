@@ -1,7 +1,7 @@
 // Shows what the server is at: its phase, tokens a second, and memory by phase against the budget.
 
 import { serverState } from "./api.js";
-import { setLimits } from "./attachments.js";
+import { readsOnlyText, setLimits } from "./attachments.js";
 import { bytes, count, counted, element, find } from "./dom.js";
 
 const IDLE_PAUSE = 3000; // milliseconds between two questions about the state
@@ -10,6 +10,7 @@ const NUM_RATES = 60; // seconds of the small chart
 const PHASES = { load: "Loading", vision: "Images", prefill: "Prompt", decode: "Answer" };
 const PLACES = { ram: "RAM", vram: "GPU memory" };
 const panel = find("#server");
+const QUESTION = find("#question").placeholder;
 const rates = [];
 let before = null;
 let state = null;
@@ -47,7 +48,8 @@ async function refresh() {
   let pause = IDLE_PAUSE;
   try {
     state = await serverState();
-    setLimits(state.limits);
+    setLimits(state.limits, state.modalities);
+    find("#question").placeholder = document.body.classList.toggle("only-text", readsOnlyText()) ? "Ask a question" : QUESTION;
     const rate = rateOf(state);
     find("#model").textContent = state.model;
     document.title = `${state.model}: ernie-local`;
@@ -97,6 +99,7 @@ function memoryView(memory) {
   const rows = element("ul", "phases");
   for (const [phase, name] of Object.entries(PHASES)) {
     const planned = memory.phases[phase];
+    if (!planned) continue; // a model that reads only text never encodes images
     const row = element("li");
     row.dataset.phase = phase;
     const track = element("span", "track");

@@ -109,7 +109,7 @@ def compare_turn(
             "weights or activations overflowed in one of the two models",
             overflow_hint(min((head.dtype for head in heads), key=lambda dtype: dtype.itemsize)),
         )
-    is_vision = token_types(asked.token_ids, config.media, vision_rule) != TEXT
+    is_vision = token_types(asked.token_ids, config.media_ids, vision_rule) != TEXT
     same = same_experts(reference.choices, other.choices)  # (MoE layers, tokens)
     in_bank = is_vision.new_empty(len(is_vision), len(config.text.banks))
     for column, bank in enumerate(config.text.banks):

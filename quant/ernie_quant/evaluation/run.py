@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -58,7 +58,13 @@ def find_candidate(name: str) -> Candidate:
 
 def check_comparable(reference: Candidate, other: Candidate) -> None:
     """Raise ModelUnusable unless `other` has all sizes of the reference."""
-    for part in ("text", "vision", "media"):
+    if reference.config.reads_images != other.config.reads_images:
+        raise ModelUnusable(
+            f"{reference.name} and {other.name}: one of them reads images, the other only text",
+            "only versions of one model can be compared position by position",
+            "name checkpoints made from the reference",
+        )
+    for part in ("text", "tower", "media_ids") if reference.config.reads_images else ("text",):
         ours, theirs = (dataclasses.asdict(getattr(each.config, part)) for each in (reference, other))
         for key, wanted in ours.items():
             if theirs[key] != wanted:
@@ -76,7 +82,7 @@ class EvaluationJob:
     answers: the answers that models are forced to read, the right ones or those of the reference. dtype: of
     all models. cache: a file of the reference's results, read if it exists, else written. on_sample: called
     after each sample with the model's name, the samples done, and all samples. kv_dtype: of the checkpoints'
-    KV caches; that of the reference is the default one.
+    KV caches; that of the reference is the default one. lora: adapters of the checkpoints.
     """
 
     reference: Candidate
@@ -91,6 +97,7 @@ class EvaluationJob:
     on_sample: Callable[[str, int, int], None] = tell_nobody
     gpu_kernels: str = "auto"
     kv_dtype: str = defaults.AUTO
+    lora: tuple[str, ...] = ()
 
     def draw(self) -> Iterator[Sample]:
         """The samples, drawn again for each model, because their images would fill the memory."""
@@ -98,14 +105,17 @@ class EvaluationJob:
             self.samples, self.seed, families=self.families, questions_each=self.questions_each
         )
 
-    def load(self, candidate: Candidate, kv_dtype: str = defaults.AUTO) -> LoadedModel:
-        """Load its weights; kv_dtype: of its KV cache."""
+    def load(
+        self, candidate: Candidate, kv_dtype: str = defaults.AUTO, lora: Sequence[str] = ()
+    ) -> LoadedModel:
+        """Load its weights; kv_dtype: of its KV cache; lora: adapters, as of LoadOptions."""
         model = ernie_local.load(
             candidate.directory,
             device=self.device,
             dtype=self.dtype,
             kv_dtype=kv_dtype,
             gpu_kernels=self.gpu_kernels,
+            lora=lora,
         )
         model.wait_until_resident()  # a damaged page would else be found hours later, or never
         return model
@@ -145,7 +155,7 @@ class Evaluation:
 
     def evaluate(self, candidate: Candidate) -> Result:
         """Run `candidate` through every turn, hold it against the reference, and sum up."""
-        model = self._job.load(candidate, self._job.kv_dtype)
+        model = self._job.load(candidate, self._job.kv_dtype, self._job.lora)
         observed = Observer(model).observe(
             self._job.draw(), lambda index, _turn, _own: self._observations[index].asked.forced_ids
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -174,7 +174,7 @@ def gather(
         calibration=tables.calibration,
         settings=asdict(job.recipe),
         versions=version_identity(job.recipe),
-        parts=_parts_of(job.partial, replace(config, quantization=tables)),
+        parts=_parts_of(job.partial, config.packed_by(tables)),
         source_parts=_parts_of(job.source, config),
         formats=formats,
         bits={

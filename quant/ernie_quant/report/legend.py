@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ernie_local.checkpoint.header import ITEM_BYTES
 from ernie_local.checkpoint.parts import ModelPart
-from ernie_local.packing.formats import FORMATS, TILE_ROWS, LowBitFormat
+from ernie_local.packing.formats import FORMATS, TILE_ROWS, TRELLIS_LEVELS, LowBitFormat
 from ernie_local.packing.layout import ForeignFormat, find_foreign
 
 WORDS = {
@@ -29,6 +29,10 @@ WORDS = {
 _REAL = "not quantized: each weight is a number of {bits} bits"
 _WHOLE = "whole numbers of {bits} bits; {group_size} neighbouring weights share a scale of {scale_bits} bits"
 _ZERO = " and a zero point of {zero_bits} bits, and each row has a scale of {row_bits} bits"
+_TRELLIS = (
+    "steps of {bits} bits through a trellis of {num_levels} levels; {group_size} neighbouring weights share "
+    "a scale of {scale_bits} bits, and each row has a scale of {row_bits} bits"
+)
 _NF4 = (
     "codes of {bits} bits for the levels that suit normally distributed weights best (bitsandbytes); "
     "{group_size} weights share a scale of 8 bits"
@@ -76,7 +80,9 @@ def _explain(name: str) -> tuple[str, float]:
 
 def _template(found: LowBitFormat | ForeignFormat) -> str:
     if isinstance(found, LowBitFormat):
-        return _WHOLE if found.is_symmetric else _WHOLE + _ZERO
+        if found.is_trellis:
+            return _TRELLIS
+        return _WHOLE + _ZERO if found.has_zeros else _WHOLE
     return _NF4 if found.kind == "nf4" else _QUANTO
 
 
@@ -85,4 +91,5 @@ def _facts(found: LowBitFormat | ForeignFormat) -> dict[str, int]:
     if isinstance(found, LowBitFormat):
         row_bits = 8 * found.row_scale_bytes() // TILE_ROWS
         facts |= {"scale_bits": found.scale_bits, "zero_bits": found.zero_bits, "row_bits": row_bits}
+        facts["num_levels"] = len(TRELLIS_LEVELS)
     return facts

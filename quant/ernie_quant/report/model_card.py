@@ -14,12 +14,15 @@ from ernie_quant.report.verdict import verdict_lines
 
 SOURCE_CARD = "SOURCE_README.md"
 _MARKS = {ord(mark): f"\\{mark}" for mark in "\\`*[]|~"}
+# What the model is for, and a question to it: for one with a vision tower, and for one that reads only text.
+_WITH_IMAGES = ("image-text-to-text", '--image page.png -p "What is the total?"')
+_TEXT_ONLY = ("text-generation", '-p "What is a mixture of experts?"')
 _LICENSE = re.compile(r"^license(?:_name|_link)?:.*$", re.MULTILINE)
 
 
 _CARD = """---
 {front}library_name: ernie-local
-pipeline_tag: image-text-to-text
+pipeline_tag: {task}
 ---
 
 # {name}, quantized
@@ -30,7 +33,7 @@ Made by `ernie-local quantize`. It runs with ernie-local, whose docs/format.md s
 
 ```
 ernie-local verify DIRECTORY
-ernie-local chat DIRECTORY --image page.png -p "What is the total?"
+ernie-local chat DIRECTORY {question}
 ```
 
 | part | weights | bits a weight | size |
@@ -50,8 +53,12 @@ def model_card(contents: ReportContents, audited: AuditResult, source_card: str 
     """source_card: the README.md of the source, whose licence also applies here; None if it has none."""
     identity, *verdict = verdict_lines(contents, audited)
     whole = sum_of_parts("all", contents.parts)
+    reads_images = any(part.name == "vision tower" for part in contents.parts)
+    task, question = _WITH_IMAGES if reads_images else _TEXT_ONLY
     card = _CARD.format(
-        front="".join(f"{line}\n" for line in _licence_lines(source_card)),
+        task=task,
+        question=question,
+        front="".join(f"{line}\n" for line in licence_lines(source_card)),
         name=markdown_text(contents.source.get("name", "a model")),
         identity=markdown_text(identity.text),
         parts="\n".join(
@@ -68,7 +75,8 @@ def markdown_text(text: str) -> str:
     return escape(printable_line(text).translate(_MARKS), quote=False)
 
 
-def _licence_lines(source_card: str | None) -> list[str]:
+def licence_lines(source_card: str | None) -> list[str]:
+    """The lines of the source's card that name its licence; none without a card."""
     if source_card is None or not source_card.startswith("---\n"):
         return []
     front_matter, found, _ = source_card[4:].partition("\n---")

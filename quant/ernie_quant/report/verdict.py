@@ -62,12 +62,16 @@ def _identity(contents: ReportContents) -> Iterator[str]:
     whole, before = sum_of_parts("all", contents.parts), sum_of_parts("all", contents.source_parts)
     how = f"calibrated on {contents.calibration.get('sequences')} samples"
     share = percent(whole.num_bytes / before.num_bytes)
+    name, adapters = contents.source.get("name", "a model"), contents.source.get("adapters")
+    added = "" if adapters is None else f" with adapters added to its weights, {adapters}"
     yield (
-        f"This is {contents.source.get('name', 'a model')}, quantized by {contents.settings.get('method')} "
+        f"This is {name}{added}, quantized by {contents.settings.get('method')} "
         f"({how if contents.experts else 'without calibration'}). It takes {format_bytes(whole.num_bytes)}, "
         f"{share} of the {format_bytes(before.num_bytes)} of its source: {whole.bits_per_weight:.2f} bits a "
         f"weight instead of {before.bits_per_weight:.2f}."
     )
+    if "quantized" in contents.source:
+        yield f"The source was quantized before ({contents.source['quantized']}): losses of both add up."
     routed = routed_experts(contents.parts)
     if routed is not None:
         yield (
@@ -163,7 +167,8 @@ def _check(audited: AuditResult) -> VerdictLine:
     if audited.answer is None:
         return VerdictLine("Check", f"{text} No question was asked: {audited.why_not_asked}.")
     is_right = bool(exact_match(audited.answer, audited.right_answer))
-    asked = f"Asked about a drawn invoice, \u201c{audited.question}\u201d, it answered"
+    about = " about a drawn invoice" if audited.has_image else ""
+    asked = f"Asked{about}, \u201c{audited.question}\u201d, it answered"
     judged = "which is right" if is_right else f"right is \u201c{audited.right_answer}\u201d"
     answered = f"{asked} \u201c{audited.answer}\u201d, {judged}."
     return VerdictLine("Check", f"{text} {answered}", is_warning=not is_right)

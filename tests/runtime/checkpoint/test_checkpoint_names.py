@@ -14,7 +14,7 @@ from ernie_local.checkpoint.index import account
 from ernie_local.checkpoint.names import (
     Part,
     WeightLayout,
-    is_training_counter,
+    is_left_out,
     layout_of,
     map_name,
     name_in_file,
@@ -123,7 +123,7 @@ def test_names_of_both_layouts(name: str, parts: tuple[Part, ...]) -> None:
 )
 def test_other_names_map_to_nothing(name: str) -> None:
     assert map_name(name, banks_of(3)) == ()
-    assert not is_training_counter(name)
+    assert not is_left_out(name)
 
 
 def test_an_expert_beyond_both_banks_is_no_expert_of_the_model() -> None:
@@ -132,7 +132,7 @@ def test_an_expert_beyond_both_banks_is_no_expert_of_the_model() -> None:
 
 
 def test_training_counters_are_ignored_by_name() -> None:
-    assert is_training_counter("model.layers.1.mlp.moe_statics.expert_usage")
+    assert is_left_out("model.layers.1.mlp.moe_statics.expert_usage")
     assert map_name("model.layers.1.mlp.moe_statics.expert_usage", banks_of(64)) == ()
 
 
@@ -203,7 +203,7 @@ WORDS = st.sampled_from(
 def test_any_name_maps_to_nothing_or_to_stable_names(words: list[str], num_experts: int) -> None:
     name = ".".join(words)
     layout_of(name)
-    is_training_counter(name)
+    is_left_out(name)
     assert_idempotent(map_name(name, banks_of(num_experts)), num_experts)
 
 

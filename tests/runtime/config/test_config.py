@@ -373,7 +373,7 @@ HUB_REFUSED: list[tuple[Raw, str]] = [
     ({"expert_capacity_factor": 2}, "unknown key 'expert_capacity_factor'"),
     (
         {"quantization_config": {"bits": 4}},
-        "quantization_config has quant_method null version null, expected ernie_local version 1",
+        "quantization_config has quant_method null, read are ernie_local, compressed-tensors, awq and fp8",
     ),
     ({"pruned_heads": {"0": [1]}}, "unknown key 'pruned_heads' with value an object of 1 entries"),
     ({"surprise": "x"}, "unknown key 'surprise' with value 'x'"),

@@ -7,9 +7,17 @@ from typing import Any
 import pytest
 
 from ernie_local.config import parse_config
-from ernie_local.config.model import MediaTokens, bank_per_modality
-from ernie_local.errors import ModelUnusable
-from tests.published_files import PADDLE_28B, PADDLE_424B, PT_28B, TEXT_03B, TEXT_21B, TINY_RANDOM
+from ernie_local.config.model import ExpertBank, MediaTokens, bank_per_modality
+from ernie_local.errors import ModelUnusable, UsageError
+from tests.published_files import (
+    PADDLE_28B,
+    PADDLE_424B,
+    PT_28B,
+    TEXT_03B,
+    TEXT_21B,
+    TEXT_300B,
+    TINY_RANDOM,
+)
 
 Raw = dict[str, Any]
 PUBLISHED_TOKENS = MediaTokens(
@@ -64,13 +72,42 @@ def test_28b_paddle_is_another_format() -> None:
     assert "max_position_embeddings is missing" in refusal(PADDLE_28B | {"eos_token_id": 2}).what
 
 
-@pytest.mark.parametrize(("raw", "name"), [(TEXT_21B, "21B-A3B"), (TEXT_03B, "0.3B")])
-def test_text_only_siblings_are_named(raw: Raw, name: str) -> None:
-    error = refusal(raw)
-    assert "text-only ERNIE 4.5" in error.what
-    assert name in error.what
-    assert "not supported yet" in error.why
-    assert "hf:baidu/ERNIE-4.5-VL-28B-A3B-PT" in error.hint
+def test_21b_is_read_as_transformers_defines_it() -> None:
+    from transformers import Ernie4_5_MoeConfig
+
+    config = parse_config(TEXT_21B, "config.json")
+    assert config == parse_config(Ernie4_5_MoeConfig().to_dict(), "config.json")
+    (bank,) = config.text.banks
+    assert bank == ExpertBank("text", 64, 1536, frozenset({"text"}))
+    assert config.text.moe_layers == (False, *[True] * 27)
+    assert (config.text.head_dim, config.text.mrope_section) == (128, (0, 0, 64))
+    assert (config.text.experts_per_token, config.text.shared_expert_size) == (6, 3072)
+    assert not config.reads_images
+
+
+def test_300b_differs_from_21b_in_its_values_alone() -> None:
+    text = parse_config(TEXT_300B, "config.json").text
+    assert text.moe_layers == (False,) * 3 + (True,) * 51
+    assert (text.num_shared_experts, text.shared_expert_size, text.experts_per_token) == (0, 0, 8)
+    assert not text.tie_word_embeddings
+
+
+def test_03b_is_read_as_transformers_defines_it() -> None:
+    from transformers import Ernie4_5Config
+
+    config = parse_config(TEXT_03B, "config.json")
+    assert config == parse_config(Ernie4_5Config().to_dict(), "config.json")
+    assert (config.text.banks, set(config.text.moe_layers)) == ((), {False})
+    assert (config.text.num_attention_heads, config.text.head_dim) == (16, 128)
+    assert config.text.tie_word_embeddings
+
+
+@pytest.mark.parametrize("raw", [TEXT_21B, TEXT_03B])
+def test_who_asks_a_text_only_model_for_its_tower_is_told(raw: Raw) -> None:
+    config = parse_config(raw, "config.json")
+    for part in ("vision", "media"):
+        with pytest.raises(UsageError, match="reads only text"):
+            getattr(config, part)
 
 
 def test_tiny_random_is_refused_for_its_frequencies_alone() -> None:

@@ -21,6 +21,7 @@ from ernie_local.model import memory_use
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.model.kv_cache import CacheLayout, KVCache, RowMove
 from ernie_local.model.memory_use import KVSize, chunk_bytes_on_gpu
+from tests.draws import rest_slow
 from tests.runtime import paged_models
 from tests.runtime.fake_gpu import FakeGpu, RaceError, watch
 from tests.runtime.paged_models import (
@@ -101,10 +102,19 @@ def expected(resident: ErnieModel) -> dict[torch.dtype, torch.Tensor]:
     return {dtype: talk(resident, dtype) for dtype in KV_DTYPES}
 
 
-@pytest.mark.parametrize(
-    ("rule", "upper", "lower"),
-    [("fetch", 0.0, 0.0), ("fetch", 0.2, 0.5), ("compute", 0.1, 0.5), ("split", 0.0, 1.0)],
-)
+# One conversation after the other, each with a cache of another dtype; all pairs in the slow run.
+GROWING = [
+    ("fetch", 0.0, 0.0, KV_DTYPES),
+    ("fetch", 0.2, 0.5, [torch.int8]),
+    ("compute", 0.1, 0.5, [torch.bfloat16]),
+    ("split", 0.0, 1.0, [torch.float32]),
+    ("fetch", 0.2, 0.5, [torch.float32, torch.bfloat16]),
+    ("compute", 0.1, 0.5, [torch.float32, torch.int8]),
+    ("split", 0.0, 1.0, [torch.bfloat16, torch.int8]),
+]
+
+
+@pytest.mark.parametrize(("rule", "upper", "lower", "dtypes"), rest_slow(GROWING, 4))
 def test_a_growing_conversation_is_that_of_the_resident_model(
     directory: Path,
     expected: dict[torch.dtype, torch.Tensor],
@@ -112,10 +122,11 @@ def test_a_growing_conversation_is_that_of_the_resident_model(
     rule: str,
     upper: float,
     lower: float,
+    dtypes: list[torch.dtype],
 ) -> None:
     model = on_gpu(directory, monkeypatch, rule, upper, lower, TALK_CONTEXT)
-    for dtype, logits in expected.items():
-        torch.testing.assert_close(talk(model, dtype), logits, rtol=1e-4, atol=1e-4)
+    for dtype in dtypes:
+        torch.testing.assert_close(talk(model, dtype), expected[dtype], rtol=1e-4, atol=1e-4)
         gc.collect()  # the next cache lies where this one did
 
 

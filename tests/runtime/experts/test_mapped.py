@@ -322,7 +322,7 @@ def test_models_leave_no_threads_and_no_mappings(directory: Path, closes: bool) 
         return len(mappings(directory / FILE)), len(list(Path("/proc/self/fd").iterdir()))
 
     before = left()
-    for _ in range(12):
+    for _ in range(4):
         model = build(directory, None)
         if closes:
             experts_of(model).close()
@@ -332,6 +332,7 @@ def test_models_leave_no_threads_and_no_mappings(directory: Path, closes: bool) 
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("ernie-read")]
 
 
+@pytest.mark.slow
 def test_a_program_ends_without_reading_the_rest(directory: Path) -> None:
     code = f"""
 import atexit, sys, time

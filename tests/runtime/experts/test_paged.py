@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,10 @@ from ernie_local.config import QuantizationConfig, read_config
 from ernie_local.engine import Engine
 from ernie_local.errors import DoesNotFit
 from ernie_local.experts.device import PageMemory
+from ernie_local.experts.plan import PagingPlan
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
+from tests.draws import rest_slow
 from tests.plain_export import export_plainly
 from tests.runtime import paged_models
 from tests.runtime.paged_models import (
@@ -77,6 +81,14 @@ def conversation(model: ErnieModel) -> list[Turn]:
     ]
 
 
+@cache
+def resident_logits(directory: Path) -> dict[int, torch.Tensor]:
+    """Of `conversation`, by the tokens of a chunk."""
+    resident = build(directory, None)
+    turns = conversation(resident)
+    return {chunk_tokens: answer_logits(resident, turns, chunk_tokens) for chunk_tokens in (25, 2048)}
+
+
 def check_same(model: ErnieModel, expected: torch.Tensor, actual: torch.Tensor) -> None:
     if model.config.quantization is not None:
         assert torch.equal(actual, expected)
@@ -84,18 +96,28 @@ def check_same(model: ErnieModel, expected: torch.Tensor, actual: torch.Tensor) 
         assert (actual - expected).abs().max() < 1e-5 * (expected.max() - expected.min())
 
 
-def test_a_conversation_is_that_of_the_resident_model(directory: Path, resident: ErnieModel) -> None:
+# Of experts, besides what conversations take.
+MEMORY: dict[str, Callable[[PagingPlan], int]] = {
+    "least": lambda plan: plan.least_bytes,
+    "half": lambda plan: plan.most_bytes // 2,
+    "twice the least": lambda plan: 2 * plan.least_bytes,
+    "most": lambda plan: plan.most_bytes,
+}
+
+
+@pytest.mark.parametrize("memory", rest_slow(MEMORY, 2))
+def test_a_conversation_is_that_of_the_resident_model(
+    directory: Path, resident: ErnieModel, memory: str
+) -> None:
     """With chunks of 25 tokens, a border lies inside of each large image."""
     turns = conversation(resident)
-    expected = {chunk_tokens: answer_logits(resident, turns, chunk_tokens) for chunk_tokens in (25, 2048)}
+    expected = resident_logits(directory)
     plan = plan_of(directory)
-    beside = room(resident)
-    for expert_bytes in (plan.least_bytes, 2 * plan.least_bytes, plan.most_bytes // 2, plan.most_bytes):
-        model = build(directory, expert_bytes + beside)
-        for chunk_tokens, logits in expected.items():
-            check_same(resident, logits, answer_logits(model, turns, chunk_tokens))
-        cache = paged_experts(model).top.cache
-        assert cache.slots.num_frames * plan.frame_bytes <= expert_bytes + beside
+    num_bytes = MEMORY[memory](plan) + room(resident)
+    model = build(directory, num_bytes)
+    for chunk_tokens, logits in expected.items():
+        check_same(resident, logits, answer_logits(model, turns, chunk_tokens))
+    assert paged_experts(model).top.cache.slots.num_frames * plan.frame_bytes <= num_bytes
 
 
 @settings(max_examples=12, deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -51,9 +52,13 @@ def books(plan: PagingPlan, upper: int, lower: int) -> tuple[Books, Books]:
     return copier, disk
 
 
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_every_page_is_where_it_is_computed(data: st.DataObject) -> None:
+@pytest.mark.parametrize("max_examples", [20, pytest.param(60, marks=pytest.mark.slow)])
+def test_every_page_is_where_it_is_computed(max_examples: int) -> None:
+    settings(max_examples=max_examples)(given(data=st.data())(use_pages))()
+
+
+def use_pages(data: st.DataObject) -> None:
+    """Random calls for prompts and tokens, in random memory."""
     keys = [
         ExpertKey(layer, bank, expert)
         for layer in range(3)

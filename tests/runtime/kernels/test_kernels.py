@@ -21,6 +21,7 @@ from tests.runtime.random_matrices import random_matrix, random_page
 LARGEST_ERROR = 1e-2  # of the output's size: activations are rounded to int8
 FEW_TOKENS = 16  # up to so many, an expert's inner activations are rounded twice
 MODULE = native.native_module()
+FORMAT_PAIRS = [("w4", "w4"), ("w3", "w2s"), ("w2l", "w2"), ("w8", "w8"), ("w2t", "w2t")]
 
 
 def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
@@ -82,7 +83,7 @@ def test_rounding_tokens_to_int8_costs_less_than_a_hundredth(kernels: ModuleType
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
 @pytest.mark.parametrize("num_tokens", [1, 4, 29])
-@pytest.mark.parametrize("formats", [("w4", "w4"), ("w3", "w2s"), ("w2l", "w2"), ("w8", "w8")], ids="-".join)
+@pytest.mark.parametrize("formats", FORMAT_PAIRS, ids="-".join)
 def test_experts_are_the_weighted_sum_of_gated_products(
     kernels: ModuleType, formats: tuple[str, str], num_tokens: int, num_threads: int
 ) -> None:

@@ -11,15 +11,17 @@ import torch
 
 from ernie_local.errors import ErnieLocalError
 from ernie_local.kernels import native, reference
-from ernie_local.kernels.arguments import ExpertsCall, LayerStorage, PackedAttentionCall
+from ernie_local.kernels.arguments import ExpertsCall, LayerStorage, LowRankParts, PackedAttentionCall
 from ernie_local.kernels.attention import attention_in_parts, packed_attention
 from ernie_local.kernels.experts import packed_experts
+from ernie_local.kernels.low_rank import in_tiles
 from ernie_local.loading import load
 from ernie_local.model.attention import SelfAttention
 from ernie_local.packing import pack_matrix, pack_page
 from tests.runtime.random_matrices import random_matrix, random_page
 
 HIDDEN_SIZE, CAPACITY = 80, 12
+ADDED_NAMES = [f"{matrix}_{field}" for matrix in ("qkv", "o") for field in LowRankParts._fields]
 CACHES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "int8": torch.int8}
 
 
@@ -47,6 +49,7 @@ def arguments(
         "heads": heads,
         "cosines": randn(1, head_dim // 2, seed=5).cos(),
         "sines": randn(1, head_dim // 2, seed=5).sin(),
+        **dict.fromkeys(ADDED_NAMES, ()),
         "cached_keys": states[0].to(CACHES[cache]),
         "cached_values": states[1].to(CACHES[cache]),
         "key_scales": scales[0],
@@ -55,22 +58,46 @@ def arguments(
     }
 
 
+def with_adapters(call: dict[str, Any]) -> dict[str, Any]:
+    """With parts of queries and values alone, as adapters often have them, and of the whole output."""
+    heads, (kv_heads, _, head_dim) = call["heads"], call["cached_keys"].shape
+    query_size, key_size = heads * head_dim, kv_heads * head_dim
+    qkv = [(0, query_size, 3), (query_size + key_size, key_size, 5)]
+    parts = {"qkv": (HIDDEN_SIZE, qkv), "o": (query_size, [(0, HIDDEN_SIZE, 4)])}
+    added: dict[str, Any] = {}
+    for name, (columns, rows) in parts.items():
+        added[f"{name}_inward"] = [(randn(rank, columns) / 32).bfloat16() for _, _, rank in rows]
+        added[f"{name}_outward"] = [in_tiles(randn(count, rank).bfloat16()) for _, count, rank in rows]
+        added[f"{name}_first_rows"] = [first for first, _, _ in rows]
+        added[f"{name}_num_rows"] = [count for _, count, _ in rows]
+    return call | added
+
+
 def copied(call: dict[str, Any]) -> dict[str, Any]:
     return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in call.items()}
 
 
-def grouped(call: dict[str, Any]) -> tuple[PackedAttentionCall, LayerStorage, int]:
+def grouped(
+    call: dict[str, Any],
+) -> tuple[PackedAttentionCall, LayerStorage, int, LowRankParts, LowRankParts]:
     """As the operator takes them."""
     flat = list(call.values())
-    return PackedAttentionCall(*flat[:10]), LayerStorage(*flat[10:14]), flat[14]
+    qkv_added, o_added = LowRankParts(*flat[10:14]), LowRankParts(*flat[14:18])
+    return PackedAttentionCall(*flat[:10]), LayerStorage(*flat[18:22]), flat[22], qkv_added, o_added
 
 
+@pytest.mark.parametrize("adapted", [False, True])
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 16), (1, 1, 16), (5, 1, 32), (8, 4, 48)])
+@torch.no_grad()  # with gradients add_low_rank is torch's
 def test_one_call_is_its_five_parts(
-    kernels: ModuleType, heads: int, kv_heads: int, head_dim: int, cache: str
+    kernels: ModuleType, heads: int, kv_heads: int, head_dim: int, cache: str, adapted: bool
 ) -> None:
     call = arguments(heads, kv_heads, head_dim, cache)
+    if adapted:
+        plain = packed_attention(*grouped(copied(call)))
+        call = with_adapters(call)
+        assert not torch.allclose(packed_attention(*grouped(copied(call))), plain, rtol=0.1, atol=0.1)
     for length in (0, 7, CAPACITY - 1):
         apart = copied(call | {"length": length})
         together = copied(apart)
@@ -83,8 +110,11 @@ def test_one_call_is_its_five_parts(
 
 
 @pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing")
-def test_it_means_what_torch_computes(monkeypatch: pytest.MonkeyPatch, native_kernels: ModuleType) -> None:
-    call = arguments()
+@pytest.mark.parametrize("adapted", [False, True])
+def test_it_means_what_torch_computes(
+    monkeypatch: pytest.MonkeyPatch, native_kernels: ModuleType, adapted: bool
+) -> None:
+    call = with_adapters(arguments()) if adapted else arguments()
     fast = packed_attention(*grouped(copied(call)))
     monkeypatch.setattr(native, "find_module", lambda: (None, "to compute with exact activations"))
     exact = packed_attention(*grouped(copied(call)))
@@ -92,7 +122,8 @@ def test_it_means_what_torch_computes(monkeypatch: pytest.MonkeyPatch, native_ke
 
 
 def test_it_keeps_the_rules_of_torch() -> None:
-    torch.library.opcheck(torch.ops.ernie_local.packed_attention, tuple(arguments().values()))
+    for call in (arguments(), with_adapters(arguments())):
+        torch.library.opcheck(torch.ops.ernie_local.packed_attention, tuple(call.values()))
     slots = torch.stack([pack_page(random_page("w4", "w4", 64, 64, seed)) for seed in range(3)])
     chosen = (randn(2, 64), slots[:2], torch.tensor([[0], [1]]), torch.ones(2, 1), slots[2:])
     torch.library.opcheck(torch.ops.ernie_local.packed_experts, chosen)
@@ -113,10 +144,13 @@ def test_it_keeps_the_rules_of_torch() -> None:
         ({"length": -1}, "length"),
         ({"heads": 3}, "takes"),
         ({"key_scales": torch.ones(2, CAPACITY, 1)}, "scales"),
+        ({"qkv_inward": [torch.ones(3, 64).bfloat16()] * 2}, r"inward is torch.bfloat16 \(3, 64\)"),
+        ({"qkv_first_rows": [0, 112]}, r"for rows 112 to 143 of 128"),
+        ({"o_outward": [torch.ones(4, 4, 16).bfloat16()]}, r"outward torch.bfloat16 \(4, 4, 16\)"),
     ],
 )
 def test_it_refuses_what_its_parts_refuse(changes: dict[str, Any], message: str) -> None:
-    call = arguments() | changes
+    call = with_adapters(arguments()) | changes
     before = copied(call)
     with pytest.raises(ErnieLocalError, match=message):
         packed_attention(*grouped(call))

@@ -17,10 +17,11 @@ from ernie_local.kernels.experts import add_experts_on_gpu
 from ernie_local.kernels.linear import linear_on_gpu, rows_on_gpu
 from ernie_local.loading.options import find_device
 from ernie_local.packing import find_format, pack_matrix, pack_page, unpack_matrix
+from tests.runtime.random_adapters import random_tables
 from tests.runtime.random_matrices import random_matrix, random_page
 
 HIDDEN, INNER = 64, 32
-FORMATS = ["w8", "w4", "w3", "w2", "w2l"]
+FORMATS = ["w8", "w4", "w3", "w2", "w2l", "w2t"]
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -46,7 +47,9 @@ def test_matrices_are_multiplied_piece_by_piece(name: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_experts_are_those_of_the_processor(name: str) -> None:
+@pytest.mark.parametrize("rank", [0, 3])
+def test_experts_are_those_of_the_processor(name: str, rank: int) -> None:
+    """rank: of what an adapter adds to the routed experts and to the shared one; 0 for none."""
     torch.manual_seed(0)
     pages = [pack_page(random_page(name, name, HIDDEN, INNER, seed)) for seed in range(4)]
     memory = torch.cat(pages).view(-1, 4096)
@@ -54,8 +57,17 @@ def test_experts_are_those_of_the_processor(name: str) -> None:
     places = torch.tensor([2 * units, -1, 0, units])
     ids, weights = torch.tensor([[0, 1], [3, 2]]), torch.rand(2, 2)
     call = ExpertsCall(torch.randn(2, HIDDEN), memory, ids, weights, pages[3][None], places)
+    if rank:
+        plain, sizes = call, (HIDDEN, INNER, rank)
+        call = call._replace(
+            adapter=random_tables(4, *sizes), shared_adapter=random_tables(1, *sizes, seed=1)
+        )
     expected = torch.zeros(2, HIDDEN)
     PageMath().add(expected, call)
+    if rank:
+        without = torch.zeros(2, HIDDEN)
+        PageMath().add(without, plain)
+        assert float((without - expected).norm() / expected.norm()) > 0.1
     output = torch.zeros(2, HIDDEN)
     with torch.device("meta"):
         TorchPageMath().add(output, call)

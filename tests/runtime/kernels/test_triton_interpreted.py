@@ -1,14 +1,17 @@
 """Starts the tests of the Triton kernels by Triton's interpreter, and sees that they fail for wrong kernels.
 
-The interpreter is chosen when triton is first imported; so each folder of tests has a process of its own.
+The interpreter is chosen when triton is first imported; so the tests have processes of their own. They are
+forked from one that has imported torch and triton, which takes longer than most of them, and no kernels.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,23 +26,52 @@ FILES = sorted(path.name for path in FOLDER.glob("test_*.py"))
 ALL_PASSED, SOME_FAILED = 0, 1  # exit codes of pytest
 
 
-def run_interpreted(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-n", "0", "-q", "-p", "no:cacheprovider", *arguments],
-        check=False,
+FORK_TESTS = """
+import json, os, sys
+import hypothesis, numpy, pytest, torch, triton
+for line in sys.stdin:
+    path, arguments = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        with open(path, "w") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        code = pytest.main(["-n", "0", "-q", "-p", "no:cacheprovider", *arguments])
+        sys.stdout.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+RunInterpreted = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture(scope="module")
+def run_interpreted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunInterpreted]:
+    """`run_interpreted(*arguments of pytest)`: the exit code, and what was told."""
+    path = tmp_path_factory.mktemp("interpreted") / "told"
+    with subprocess.Popen(
+        [sys.executable, "-c", FORK_TESTS],
         cwd=FOLDER.parents[3],
         env=os.environ | {"TRITON_INTERPRET": "1"},
-        capture_output=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+
+        def run(*arguments: str) -> tuple[int, str]:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            print(json.dumps([str(path), arguments]), file=process.stdin, flush=True)
+            return int(process.stdout.readline()), path.read_text()
+
+        yield run
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.slow
-def test_kernels_compute_what_plain_torch_does(name: str) -> None:
-    told = run_interpreted(str(FOLDER / name))
-    assert told.returncode == ALL_PASSED, told.stdout + told.stderr
-    assert " passed" in told.stdout
+def test_kernels_compute_what_plain_torch_does(name: str, run_interpreted: RunInterpreted) -> None:
+    code, told = run_interpreted(str(FOLDER / name))
+    assert code == ALL_PASSED, told
+    assert " passed" in told
 
 
 class Mutation(NamedTuple):
@@ -75,6 +107,14 @@ MUTATIONS = [
         "wrong high bit", "unpack.py", "% 8 * 4 + COLUMN", "% 8 * 4 + 3 - COLUMN", "test_linear.py", "w3"
     ),
     Mutation("wrong zero", "unpack.py", "whole = both >> 4", "whole = both >> 5", "test_linear.py", "w2"),
+    Mutation(
+        "wrong history",
+        "unpack.py",
+        "(SHAPE.num_blocks - 1) * DELAY",
+        "(SHAPE.num_blocks - 2) * DELAY",
+        "test_linear.py",
+        "w2t",
+    ),
     Mutation("overflow", "activations.py", "(127 + 14)", "(127 + 24)", "test_linear.py", "beyond"),
     Mutation(
         "places not looked at",
@@ -155,12 +195,12 @@ MUTATIONS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=[mutation.name for mutation in MUTATIONS])
-def test_a_wrong_kernel_is_seen(tmp_path: Path, mutation: Mutation) -> None:
+def test_a_wrong_kernel_is_seen(tmp_path: Path, mutation: Mutation, run_interpreted: RunInterpreted) -> None:
     copy = shutil.copytree(KERNELS, tmp_path / "triton")
     source = (copy / mutation.file).read_text()
     assert source.count(mutation.right) == 1
     (copy / mutation.file).write_text(source.replace(mutation.right, mutation.wrong))
-    told = run_interpreted(
+    code, told = run_interpreted(
         "-x", "--kernels-from", str(copy), "-k", mutation.which, str(FOLDER / mutation.seen_by)
     )
-    assert told.returncode == SOME_FAILED, told.stdout + told.stderr
+    assert code == SOME_FAILED, told

@@ -53,7 +53,9 @@ def test_rows(name: str) -> None:
     torch.testing.assert_close(actual.cpu(), expected, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("formats", [("w4", "w4"), ("w2", "w2l"), ("w8", "w8"), ("w3", "w2s")], ids="-".join)
+@pytest.mark.parametrize(
+    "formats", [("w4", "w4"), ("w2", "w2l"), ("w8", "w8"), ("w3", "w2s"), ("w2t", "w2t")], ids="-".join
+)
 @pytest.mark.parametrize("num_tokens", [1, 8, 9, 200])
 def test_experts(formats: tuple[str, str], num_tokens: int) -> None:
     pages = [pack_page(random_page(*formats, HIDDEN, INNER, seed)) for seed in range(8)]

@@ -104,14 +104,14 @@ def talk_for_long(directory: Path, monkeypatch: pytest.MonkeyPatch, seeds: range
 def test_answers_are_the_same_beside_another_program(
     packed_nano: Path, monkeypatch: pytest.MonkeyPatch, kv_dtype: str
 ) -> None:
-    assert talk_for_long(packed_nano, monkeypatch, range(2), kv_dtype) > 0
+    assert talk_for_long(packed_nano, monkeypatch, range(1), kv_dtype) > 0
 
 
 @pytest.mark.slow
 def test_more_conversations_beside_another_program(
     packed_nano: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert talk_for_long(packed_nano, monkeypatch, range(100, 130), "float32") > 0
+    assert talk_for_long(packed_nano, monkeypatch, range(100, 120), "float32") > 0
 
 
 def rows_of(engine: Engine) -> list[torch.Tensor]:

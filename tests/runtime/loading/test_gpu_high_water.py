@@ -6,6 +6,7 @@ Every tensor that torch makes while a model computes is allocated by rules of to
 from __future__ import annotations
 
 import gc
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
 from ernie_local.planner import gpu_need
 from ernie_local.sizes import MIB
+from tests.draws import rest_slow
 from tests.runtime import paged_models
 from tests.runtime.counted_gpu import (
     CHUNK,
@@ -38,7 +40,6 @@ from tests.runtime.paged_models import ids, image_ids, paged_experts
 
 # Experts that give memory up would hide that more is taken than was planned.
 pytestmark = pytest.mark.filterwarnings("error::ernie_local.experts.gpu_memory.GpuMemoryWarning")
-CONVERSATIONS = 6
 TIGHT = 5 * MIB // 2  # above the least, where the head and every layer are on the GPU
 
 
@@ -47,11 +48,12 @@ def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_units(monkeypatch)
 
 
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 6), marks=pytest.mark.slow)], ids=str)
 @pytest.mark.parametrize(
-    ("above_least", "host_layers"), [(0, 6), (3 * MIB // 2, 2), (TIGHT, 0), (6 * MIB, 0)]
+    ("above_least", "host_layers"), rest_slow([(3 * MIB // 2, 2), (TIGHT, 0), (0, 6), (6 * MIB, 0)], 2)
 )
 def test_no_conversation_takes_more_than_was_planned(
-    packed_nano: Path, monkeypatch: pytest.MonkeyPatch, above_least: int, host_layers: int
+    packed_nano: Path, monkeypatch: pytest.MonkeyPatch, above_least: int, host_layers: int, seeds: range
 ) -> None:
     need, placement = planned(packed_nano, above_least)
     assert placement.layout.host.num_layers == host_layers
@@ -61,7 +63,7 @@ def test_no_conversation_takes_more_than_was_planned(
     memory = paged_experts(model).top.memory
     assert memory.num_bytes <= placement.shared_bytes
     count_computing(gpu, monkeypatch)
-    for seed in range(CONVERSATIONS):
+    for seed in seeds:
         converse(model, [], seed, torch.float32)
         gc.collect()
     engine = Engine(model, CONTEXT, torch.float32, CHUNK)
@@ -72,12 +74,17 @@ def test_no_conversation_takes_more_than_was_planned(
     assert need.slots_bytes(placement.layout, placement.shared_bytes) > 0
 
 
+@pytest.mark.parametrize(
+    "seeds", [range(10, 11), pytest.param(range(11, 13), marks=pytest.mark.slow)], ids=str
+)
 @pytest.mark.parametrize("kv_dtype", ["float32", "int8"])
-def test_answers_are_those_of_the_resident_model(packed_nano: Path, kv_dtype: str) -> None:
+def test_answers_are_those_of_the_resident_model(
+    packed_nano: Path, kv_dtype: str, seeds: Sequence[int]
+) -> None:
     _, placement = planned(packed_nano, MIB, kv_dtype)
     model = loaded(packed_nano, placement, FakeGpu(leaves_gaps=False))
     resident = paged_models.build(packed_nano, None)
-    for seed in range(10, 13):
+    for seed in seeds:
         converse(model, [resident], seed, getattr(torch, kv_dtype))
         gc.collect()
 

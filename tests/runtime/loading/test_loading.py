@@ -345,6 +345,7 @@ for dtype in ("float32", "bfloat16"):
 """
 
 
+@pytest.mark.slow
 def test_memory_while_loading_is_that_of_the_weights(
     make_oracle: Callable[..., Oracle], tiny_checkpoint: Path, tmp_path: Path
 ) -> None:

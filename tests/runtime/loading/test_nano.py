@@ -17,6 +17,8 @@ from ernie_local.checkpoint.hub import resolve_model
 if TYPE_CHECKING:
     from ernie_local.loading import LoadedModel
 
+pytestmark = pytest.mark.usefixtures("two_threads")
+
 ROOT = Path(__file__).resolve().parents[3]
 LARGEST_SHARE_OF_RANGE = 1e-4
 

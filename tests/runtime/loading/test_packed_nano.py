@@ -13,7 +13,10 @@ from ernie_local.kernels import native
 from ernie_local.loading import LoadedModel
 from tests.conftest import PackNano
 
-pytestmark = pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::ernie_local.kernels.native.NativeModuleMissing"),
+    pytest.mark.usefixtures("two_threads"),
+]
 
 
 def load_packed(pack_nano: PackNano, experts_format: str, dense_format: str) -> LoadedModel:

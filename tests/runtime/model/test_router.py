@@ -46,7 +46,7 @@ def test_bit_equal_to_transformers(dtype: torch.dtype, num_experts: int, top_k: 
 
     config: Any = Config()
     config.num_experts, config.num_experts_per_tok = num_experts, top_k
-    oracle: Any = theirs.Ernie4_5_VLMoeMoeTopKRouter(config)  # type: ignore[no-untyped-call]
+    oracle: Any = theirs.Ernie4_5_VLMoeMoeTopKRouter(config)
     router = make_router(num_experts, top_k, seed=3)
     oracle.weight.data = router.weight.data
     oracle.moe_statics.e_score_correction_bias.data = router.bias.data[None]

@@ -59,16 +59,6 @@ def planned_chat(files: ModelFiles, context: int, sizes: tuple[tuple[int, int], 
     return ChatPlan(context, dtype, kv_dtype, images)
 
 
-def smallest(is_enough: Callable[[int], bool]) -> int:
-    """By bisection."""
-    too_little, enough = 0, 4 * GIB
-    assert is_enough(enough)
-    while enough - too_little > 1:
-        middle = (too_little + enough) // 2
-        too_little, enough = (too_little, middle) if is_enough(middle) else (middle, enough)
-    return enough
-
-
 @pytest.mark.parametrize(("context", "sizes"), CHATS)
 @pytest.mark.parametrize("files", MODELS, indirect=True)
 def test_the_smallest_ram_is_that_of_load(
@@ -88,9 +78,9 @@ def test_the_smallest_ram_is_that_of_load(
             load_model(files, options, images=chat.images)
         return raised.type is PlacedError
 
-    found = smallest(lambda limit: plan_cpu(model, chat, Budget(limit)).fits)
-    assert found == smallest(loads)
-    assert plan_cpu(model, chat, Budget(MIB)).least_bytes == found
+    least = plan_cpu(model, chat, Budget(MIB)).least_bytes
+    for limit, is_enough in ((least - 1, False), (least, True)):
+        assert plan_cpu(model, chat, Budget(limit)).fits == loads(limit) == is_enough
 
 
 @pytest.mark.parametrize(("context", "sizes"), CHATS)
@@ -113,10 +103,11 @@ def test_the_smallest_gpu_is_that_of_load(
             return False
         return True
 
-    found = smallest(lambda num_bytes: plan_gpu(model, chat, num_bytes, Budget(64 * GIB)).fits)
-    # What CUDA has of the GPU, and the headroom, are left by a limit.
-    assert found - 450 * MIB - headroom_bytes() == smallest(loads)
-    assert plan_gpu(model, chat, MIB, Budget(64 * GIB)).least_bytes == found
+    least = plan_gpu(model, chat, MIB, Budget(64 * GIB)).least_bytes
+    for num_bytes, is_enough in ((least - 1, False), (least, True)):
+        assert plan_gpu(model, chat, num_bytes, Budget(64 * GIB)).fits == is_enough
+        # What CUDA has of the GPU, and the headroom, are left by a limit.
+        assert loads(num_bytes - 450 * MIB - headroom_bytes()) == is_enough
 
 
 def test_a_chat_with_an_image_works_at_the_floor(packed_nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:

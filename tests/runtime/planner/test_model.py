@@ -59,6 +59,7 @@ def test_the_424b_model_has_the_published_count(tmp_path: Path) -> None:
     """423.5 B parameters; each weight by the sizes once more, without the names of tensors."""
     (tmp_path / "config.json").write_text(json.dumps(PADDLE_424B))
     model = read_model(tmp_path)
+    assert published_model("ernie-4.5-vl-424b-a47b").config == model.config
     hidden, moe_layers = 8192, 51
     counts = {part.name: part.weights for part in model.parts}
     assert counts["text experts"] == moe_layers * 64 * 3 * hidden * 3584

@@ -20,6 +20,7 @@ from ernie_local.planner.need import ChatPlan, MemoryNeed
 from ernie_local.planner.ram import PROCESS, Budget, CpuPlan, plan_cpu
 from ernie_local.planner.terms import PHASES, Amount, MemoryPlan, Term
 from ernie_local.sizes import GIB, MIB
+from tests.draws import rest_slow
 
 W4 = with_formats(published_model(), FormatChoice(), "--bits 4")
 W2 = with_formats(published_model(), FormatChoice("w2", "w4"), "--bits 2")
@@ -199,7 +200,7 @@ def test_every_term_says_where_it_comes_from() -> None:
                 assert all(amount.low <= amount.best <= amount.high for amount in term.phases.values()), term
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", rest_slow(range(40), 10))
 def test_where_one_context_does_not_fit_no_longer_one_does(seed: int) -> None:
     """What the search for the longest context assumes: at random limits and at those where a plan changes."""
     draw = random.Random(seed)

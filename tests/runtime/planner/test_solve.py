@@ -24,6 +24,7 @@ from ernie_local.planner.solve import (
     solve_image,
 )
 from ernie_local.sizes import GIB, MIB
+from tests.draws import rest_slow
 
 W4 = with_formats(published_model(), FormatChoice(), "bits")
 W2 = with_formats(published_model(), FormatChoice("w2"), "bits")
@@ -41,7 +42,7 @@ def random_machine(seed: int) -> Machine:
     return Machine(ram, vram)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", rest_slow(range(12), 5))
 def test_the_context_is_that_of_a_scan(seed: int) -> None:
     machine, model = random_machine(seed), (W4, W2)[seed % 2]
     found = solve_context(model, chat_on(machine), machine)
@@ -60,7 +61,7 @@ def test_the_context_is_that_of_a_scan(seed: int) -> None:
     assert found.obstacle.needed > found.obstacle.available
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", rest_slow(range(12), 5))
 def test_the_page_is_that_of_a_scan(seed: int) -> None:
     machine, model = random_machine(seed), (W4, W2)[seed % 2]
     chat = chat_on(machine, random.Random(seed).choice((2048, 4096, 16384)))
@@ -143,7 +144,7 @@ def test_bits_are_the_most_with_all_experts_in_the_fastest_memory() -> None:
     solved = [
         solve_bits(plain, chat_of, Machine(Budget(64 * GIB), gib * GIB), "w8") for gib in (2, 8, 13, 24, 80)
     ]
-    assert [one.value for one in solved] == [None, "2", "3", "8", "16"]
+    assert [one.value for one in solved] == [None, "w2t", "3", "8", "16"]
     assert solved[-1].obstacle is None
     for one in solved[:-1]:
         assert one.obstacle is not None
@@ -151,14 +152,14 @@ def test_bits_are_the_most_with_all_experts_in_the_fastest_memory() -> None:
 
 
 def test_every_gpu_has_an_answer_or_one_number_in_the_way() -> None:
-    for gpu in gpu_models():
-        machine = Machine(Budget(14 * GIB), gpu.usable_bytes)
+    for usable_bytes in {gpu.usable_bytes for gpu in gpu_models()}:
+        machine = Machine(Budget(14 * GIB), usable_bytes)
         chat = chat_on(machine, 4096)
         for found in (
             solve_context(W2, chat, machine),
             solve_image(W2, chat, machine, W2.processor),
             solve_experts(W2, chat, machine),
         ):
-            assert found.value is not None or found.obstacle is not None, gpu
+            assert found.value is not None or found.obstacle is not None, usable_bytes
             if found.obstacle is not None:
-                assert found.obstacle.needed > found.obstacle.available, (gpu, found)
+                assert found.obstacle.needed > found.obstacle.available, (usable_bytes, found)

@@ -330,6 +330,27 @@ def test_two_processes_write_at_once(tmp_path: Path) -> None:
     assert not list(path.glob(".new-*"))
 
 
+def test_another_process_may_be_faster_and_write_already(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It marks the folder and writes a result just after this one has looked for the marker."""
+    path = tmp_path / "kept"
+    looks = []
+
+    def look(folder: Path) -> bool:
+        looks.append(is_marked(folder))
+        if len(looks) == 1:
+            with monkeypatch.context() as other:
+                other.setattr(cache_folder, "_is_marked", is_marked)
+                CacheFolder.open(path, 1 << 24).write("features-" + 32 * "0", 3, [memoryview(b"abc")])
+        return looks[-1]
+
+    is_marked = cache_folder._is_marked
+    monkeypatch.setattr(cache_folder, "_is_marked", look)
+    assert CacheFolder.open(path, 1 << 24).names() == ["features-" + 32 * "0"]
+    assert looks == [False, True]
+
+
 def test_a_killed_process_leaves_whole_entries(tmp_path: Path) -> None:
     path = tmp_path / "kept"
     for trial in range(5):

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
+from ernie_local.config import read_config
 from ernie_local.loading import LoadedModel, load, loader
 from ernie_local.media.patches import Patches
 from ernie_local.model.ernie import ErnieModel
@@ -21,6 +22,7 @@ from ernie_local.planner.fit import Placement
 from ernie_local.reuse.cache_folder import CacheWarning
 from ernie_local.session import Chat, Usage
 from ernie_local.text.tokenizer import ErnieTokenizer
+from tests.runtime.random_adapters import random_adapter, write_peft
 
 if TYPE_CHECKING:
     from tests.conftest import Oracle, PackNano
@@ -228,6 +230,20 @@ def test_what_differs_never_hits(
     shutil.copy(directory / "model.safetensors", weights)
     usage = ask(Chat(open_model(changed)), "What?", [picture()])
     assert (usage.restored_tokens, usage.reused_images, counter.taken()[0]) == (0, 0, 1)
+
+
+def test_another_adapter_or_scale_never_hits(open_model: Open, directory: Path, tmp_path: Path) -> None:
+    config = read_config(directory)
+    adapter = random_adapter(config, r"layers\..*_proj\.weight")
+    lora = write_peft(tmp_path / "adapter", adapter, config, rank=3)
+    for number, given in enumerate(([], [lora], [f"{lora}:0.5"], [lora, lora])):
+        usage = ask(Chat(open_model(lora=given)), "What?", [picture()])
+        assert (usage.restored_tokens, usage.reused_images) == (0, 0)
+        chat = Chat(open_model(lora=given))
+        anew = Chat(open_model(lora=given, cache=tmp_path / f"empty{number}"))
+        assert ask(chat, "Which one?", [picture()], num_tokens=1).restored_tokens > 6
+        ask(anew, "Which one?", [picture()], num_tokens=1)
+        assert torch.equal(next_logits(chat), next_logits(anew))
 
 
 def test_a_copy_of_the_model_hits(open_model: Open, directory: Path, tmp_path: Path) -> None:

@@ -57,14 +57,19 @@ class ScriptedChat(Chat):
 
     def _pieces(self, question: str, text: str, messages: Sequence[ChatMessage]) -> Iterator[Piece]:
         written = ""
-        for word in _words(text):
-            while self.may_go is not None and not self.may_go.acquire(timeout=0.01):
+        try:
+            for word in _words(text):
+                while self.may_go is not None and not self.may_go.acquire(timeout=0.01):
+                    if self.is_stopped:
+                        break
                 if self.is_stopped:
                     break
-            if self.is_stopped:
-                break
-            written += word
-            yield Piece("answer", word)
+                written += word
+                yield Piece("answer", word)
+        finally:  # a stop text closes it
+            self._end(question, written, messages)
+
+    def _end(self, question: str, written: str, messages: Sequence[ChatMessage]) -> None:
         images = images_of(messages)
         boxes, notes = locate_boxes(written, images, len(images_of(messages[-1:])))
         videos = [one for one in media_of(messages) if isinstance(one, ChatVideo)]

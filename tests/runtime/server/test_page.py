@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import re
+import threading
+import time
 import urllib.error
 import urllib.request
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -20,14 +25,16 @@ from ernie_local.planner.model_size import read_model
 from ernie_local.planner.need import ChatPlan
 from ernie_local.planner.ram import Budget, plan_cpu
 from ernie_local.planner.terms import PHASES
+from ernie_local.server import page
 from ernie_local.server.attachments import AttachmentLimits, attached_part
 from ernie_local.server.failures import ApiError
 from ernie_local.server.memory import ServedMemory
-from ernie_local.server.page import looks_of, safe_html, view_of
-from ernie_local.session import open_chat_images
+from ernie_local.server.page import GivenFile, looks_of, safe_html, view_of
+from ernie_local.session import ChatVideo, open_chat_images, open_chat_video
 from tests.runtime.server.conftest import serving
 from tests.runtime.server.scripted import ScriptedChat
 from tests.runtime.server.serving import INVOICE, Served, data_url
+from tests.video_files import gray_of, write_video
 
 
 def fetch(served: Served, path: str, body: bytes | None = None) -> Any:
@@ -94,15 +101,71 @@ def test_an_image_is_shown_as_the_server_lets_it_be_seen(nano_model: LoadedModel
         AttachmentLimits(trim=True),
         AttachmentLimits(trim=True, detail="low"),
     ):
-        about = file.getvalue(), nano_model.image_processor, 4096, limits
+        given = GivenFile(file.getvalue(), nano_model.files, 4096, limits)
         part = attached_part(file.getvalue(), None, limits)
         (seen,) = open_chat_images([part], nano_model.image_processor, 4096)
-        (look,) = looks_of(*about)
+        (look,) = looks_of(given)
         assert (look["seen_size"], look["tokens"]) == (seen.report.resized_size, seen.num_tokens)
-        view = Image.open(io.BytesIO(view_of(*about, 1)))
+        view = Image.open(io.BytesIO(view_of(1, given)))
         assert view.size == seen.view.cropped_size
         with pytest.raises(ApiError, match="page 2 of a file with 1"):
-            view_of(*about, 2)
+            view_of(2, given)
+
+
+def test_a_video_is_shown_as_a_sheet_of_its_frames(
+    served: Served, nano_model: LoadedModel, tmp_path: Path
+) -> None:
+    clip = write_video(tmp_path / "clip.mp4", num_frames=24, fps=10).read_bytes()
+    with fetch(served, "/page/look", clip) as answer:
+        (look,) = json.load(answer)
+    video = open_chat_video(clip, nano_model.files.video_processor)
+    sheet_size = video.sheet(32).size
+    assert (look["frames"], look["seconds"]) == (16, 2.4)
+    assert (look["size"], look["seen_size"]) == ([64, 48], list(video.report.resized_size))
+    assert look["tokens"] == video.report.tokens
+    with fetch(served, "/page/view/1", clip) as answer:
+        sheet = Image.open(io.BytesIO(answer.read()))
+    assert sheet.size == (1600, round(sheet_size[1] * 1600 / sheet_size[0]))
+    grays = np.asarray(sheet.convert("L").resize(sheet_size))
+    assert abs(int(grays[12 + 180, 12 + 240]) - gray_of(0)) < 12  # in the first frame
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        fetch(served, "/page/look", clip[:200])
+    with refused.value as answer:
+        assert json.load(answer)["error"]["code"] == "image_unreadable"
+
+
+@pytest.mark.parametrize("path", ["/page/look", "/page/view/1"])
+def test_a_video_is_decoded_no_further_for_a_client_that_has_gone(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    clip = write_video(tmp_path / "clip.mp4", num_frames=24, fps=10).read_bytes()
+    decoding, has_ended, errors = threading.Event(), threading.Event(), list[str]()
+
+    def open_slowly(data: bytes, processor: Any, most_tokens: int, pause: Any) -> ChatVideo:
+        def pause_for_long() -> None:
+            decoding.set()
+            for _ in range(1000):
+                pause()
+                time.sleep(0.01)
+
+        try:
+            return open_chat_video(data, processor, most_tokens, pause_for_long)
+        except ApiError as error:
+            errors.append(error.message)
+            raise
+        finally:
+            has_ended.set()
+
+    monkeypatch.setattr(page, "open_chat_video", open_slowly)
+    counter = f'ernie_local_requests_total{{path="{path.replace("/1", "/{page:int}")}",status="499"}}'
+    before = number(served, counter)
+    connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)
+    connection.request("POST", path, clip)
+    assert decoding.wait(20)
+    connection.close()
+    assert has_ended.wait(5)
+    assert errors == ["the client has gone"]
+    assert number(served, counter) == before + 1
 
 
 def test_a_view_of_a_page_is_served(served: Served) -> None:
@@ -182,6 +245,21 @@ def test_boxes_are_told_in_the_answer(nano_model: LoadedModel) -> None:
         plain = json.dumps({"messages": [{"role": "user", "content": "no box"}]}).encode()
         with fetch(served, "/v1/chat/completions", plain) as answer:
             assert "boxes" not in json.load(answer)["choices"][0]["message"]
+
+
+def test_boxes_behind_a_stop_text_are_not_told(nano_model: LoadedModel) -> None:
+    """Those that the same token brings, as those after it."""
+    first = '[{"bbox_2d":[10,20,30,40],"label":"date"}]'
+    second = first.replace("date", "total")
+    question = {"type": "text", "text": "Where?"}
+    image = {"type": "image_url", "image_url": data_url(INVOICE)}
+    body = {"messages": [{"role": "user", "content": [image, question]}]}
+    script = ScriptedChat(nano_model, {"Where?": f"{first} STOP{second}"})
+    with contextmanager(serving)(script) as served:
+        for stop, labels in (("STOP", ["date"]), ("none", ["date", "total"])):
+            with fetch(served, "/v1/chat/completions", json.dumps(body | {"stop": stop}).encode()) as answer:
+                message = json.load(answer)["choices"][0]["message"]
+            assert [box["label"] for box in message["boxes"]] == labels
 
 
 @pytest.mark.parametrize(

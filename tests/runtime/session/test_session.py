@@ -361,7 +361,7 @@ def test_a_repetition_penalty_counts_the_prompt(talk: Talks) -> None:
 
 def test_a_tokenizer_of_another_model_is_refused(talk: Talks) -> None:
     model = cast("Any", talk().chat.model)
-    model.config.media = MediaTokens(15, 16, 17, 18, 19, 20)
+    model.config.media_ids = MediaTokens(15, 16, 17, 18, 19, 20)
     with pytest.raises(ModelUnusable, match=r"as 6, config\.json as 16"):
         Chat(cast("Any", model))
 

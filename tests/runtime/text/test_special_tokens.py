@@ -89,6 +89,7 @@ def small(tokenizer_directory: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_list_of_the_published_size_gets_the_published_ids(published: Path) -> None:
     started = time.process_time()
     tokenizer = ErnieTokenizer.from_directory(published)

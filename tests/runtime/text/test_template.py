@@ -26,7 +26,7 @@ from ernie_local.text.template import (
     parse_template,
     user_message,
 )
-from ernie_local.text.template_file import detect_variant
+from ernie_local.text.template_file import detect_template
 from ernie_local.text.tokenizer import ErnieTokenizer
 
 PT, THINKING = ChatTemplate("pt"), ChatTemplate("thinking")
@@ -405,18 +405,18 @@ def test_a_vocabulary_without_tags(tmp_path: Path) -> None:
 )
 def test_the_model_files_say_which_template(tmp_path: Path, name: str, content: str, variant: str) -> None:
     (tmp_path / name).write_text(content)
-    assert detect_variant(tmp_path) == variant
+    assert detect_template(tmp_path) == variant
 
 
 def test_no_template_file_means_pt(tmp_path: Path) -> None:
-    assert detect_variant(tmp_path) == "pt"
+    assert detect_template(tmp_path) == "pt"
     assert not PT.thinks_by_default
     assert THINKING.thinks_by_default
 
 
 def test_an_unknown_variant_is_refused() -> None:
     assert parse_template("thinking") == THINKING
-    with pytest.raises(UsageError, match=r"'base'(.|\n)*pt, thinking, and file"):
+    with pytest.raises(UsageError, match=r"'base'(.|\n)*pt, thinking, text, and file"):
         parse_template("base")
 
 

@@ -127,7 +127,7 @@ talks = st.lists(
 )  # fmt: skip
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(messages=talks, thinking=st.booleans())
 def test_equals_transformers(
     tmp_path_factory: pytest.TempPathFactory,

@@ -22,7 +22,7 @@ from tests.runtime.random_matrices import random_page
 HIDDEN, INNER = 80, 48  # neither is whole groups, whole steps or whole programs
 UNIT = 4096
 MANY = MOST_ONE_BY_ONE + 4
-FORMAT_PAIRS = [("w4", "w4"), ("w2", "w2"), ("w8", "w8"), ("w2", "w2l"), ("w3", "w2s")]
+FORMAT_PAIRS = [("w4", "w4"), ("w2", "w2"), ("w8", "w8"), ("w2", "w2l"), ("w3", "w2s"), ("w2t", "w2t")]
 
 
 def layout_of(formats: tuple[str, str], hidden_size: int = HIDDEN) -> PageLayout:
