@@ -1,11 +1,12 @@
-"""Measures time and memory of quantizing at the sizes of ERNIE-4.5-VL-28B-A3B, from a few of its layers.
+"""Measures time and memory of quantizing at the sizes of a published model, from a few of its layers.
 
     python benchmarks/quantize.py --work DIR                    # gptq w2, 100,000 tokens, 13 GB of disk
     python benchmarks/quantize.py --work DIR --method rtn
+    python benchmarks/quantize.py --work DIR --model ernie-4.5-vl-424b-a47b --layers 2 --bank 8 --tokens 20000
 
-The source is random bfloat16 with one dense layer, two expert layers and two blocks of the tower; the figures
-of a layer or block are multiplied by their number in the model. Tokens are random, images are noise of 1000 x
-700 pixels.
+The source is random bfloat16 with one dense layer, expert layers and two blocks of the tower; the figures of
+a layer, block or expert are multiplied by their number in the model. Tokens are random, images are noise of
+1000 x 700 pixels.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from synthesize import full_size_config, peak_mib
 
 from ernie_calibration.sequences import EncodedSample
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
-from ernie_local.config import read_config
+from ernie_local.config import TextConfig, read_config
 from ernie_local.machine.random_model import write_random
 from ernie_local.media.patches import Patches
+from ernie_local.planner.model_size import PUBLISHED_NAMES, published_model
 from ernie_quant.job import Job
-from ernie_quant.pipeline import quantize_checkpoint
+from ernie_quant.pipeline import plan_checkpoint, quantize_checkpoint
 from ernie_quant.recipe import Recipe
 
-LAYERS, BLOCKS = 28, 32  # of the model
+BLOCKS = 32  # of every published tower
 GRID = (1, 50, 72)  # patches of an image of 1000 x 700
 IMAGE_TOKENS, TEXT_TOKENS = 900, 770  # of a sequence
 
@@ -51,8 +53,17 @@ def random_sequences(num_tokens: int, media_ids: tuple[int, int, int]) -> list[E
 class Clock:
     """Sums up seconds by kind of unit, scaled to the number of such units in the model."""
 
-    def __init__(self, partial: Path, layers: int, blocks: int) -> None:
-        self._partial, self._layers, self._blocks = partial, layers, blocks
+    def __init__(self, partial: Path, published: TextConfig, small: TextConfig, blocks: int) -> None:
+        self._partial, self._blocks = partial, blocks
+        expert_layers = sum(published.moe_layers) / sum(small.moe_layers)
+        bank = published.banks[0].num_experts / small.banks[0].num_experts
+        dense = published.moe_layers.count(False)
+        self._times = {"experts": expert_layers * bank, "look through the source": expert_layers * bank}
+        self._times |= {
+            "attention and routing": expert_layers,
+            "outputs of experts": expert_layers,
+            "dense layer": dense,
+        }
         self._last = time.perf_counter()
         self.predicted = 0.0  # seconds of all, before the first unit
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -69,25 +80,24 @@ class Clock:
 
     @staticmethod
     def kind(unit: str) -> str:
-        if unit == "layer 0":
+        dense = ("attention 0", "outputs 0", "exact 0", "layer 0")
+        if unit.split(".", maxsplit=1)[0] in dense or unit.startswith("layers.0."):
             return "dense layer"
         if unit.startswith("weights of "):
             return "look through the source"
-        for name in ("expert", "layer", "sequence"):
-            if unit.startswith(f"{name} "):
-                return {"layer": "attention and shared experts", "sequence": "vision tower"}.get(
-                    name, "experts"
-                )
+        if " " in unit:
+            first = unit.split(maxsplit=1)[0]
+            others = {"expert": "experts", "sequence": "vision tower", "outputs": "outputs of experts"}
+            return others.get(first, "attention and routing")
         if re.match(r"experts\.", unit):
             return "experts"
         if re.match(r"layers\.[1-9]", unit):
-            return "attention and shared experts"
+            return "attention and routing"
         return "tower's weights" if unit.startswith("vision.") else "the rest"
 
     def times(self, kind: str) -> float:
-        if kind in ("experts", "attention and shared experts", "look through the source"):
-            return (LAYERS - 1) / (self._layers - 1)
-        return BLOCKS / self._blocks if kind in ("vision tower", "tower's weights") else 1.0
+        towers = BLOCKS / self._blocks if kind in ("vision tower", "tower's weights") else 1.0
+        return self._times.get(kind, towers)
 
 
 def main() -> None:
@@ -99,22 +109,26 @@ def main() -> None:
     parser.add_argument("--experts", default="w2")
     parser.add_argument("--dense", default="w8")
     parser.add_argument("--tokens", type=int, default=100_000)
+    parser.add_argument("--model", choices=PUBLISHED_NAMES, default=PUBLISHED_NAMES[0])
     parser.add_argument("--layers", type=int, default=3)
+    parser.add_argument("--bank", type=int, default=64, help="experts of each bank of a layer")
     parser.add_argument("--vision-depth", type=int, default=2)
     arguments = parser.parse_args()
     source, out = arguments.work / "source", arguments.work / "out"
     if not source.exists():
-        write_random(source, full_size_config(arguments.layers, arguments.vision_depth), None, 0)
+        raw = full_size_config(arguments.layers, arguments.vision_depth, arguments.model, arguments.bank)
+        write_random(source, raw, None, 0)
     config = read_config(source)
     media = config.media
     sequences: list[EncodedSample] = []
     if arguments.method == "gptq":
         sequences = random_sequences(arguments.tokens, (media.image_start, media.image, media.image_end))
-    clock = Clock(out.with_name("out.partial"), arguments.layers, arguments.vision_depth)
+    published = published_model(arguments.model).config.text
+    clock = Clock(out.with_name("out.partial"), published, config.text, arguments.vision_depth)
     tables = format_tables(config, FormatChoice(arguments.experts, arguments.dense, "w8", "w8"))
-    quantize_checkpoint(
-        Job(source, out, tables, Recipe(arguments.method), sequences, resume="never", on_unit=clock.tick)
-    )
+    job = Job(source, out, tables, Recipe(arguments.method), sequences, resume="never", on_unit=clock.tick)
+    planned = plan_checkpoint(job).memory_bytes >> 20
+    quantize_checkpoint(job)
     weight_bytes = sum(path.stat().st_size for path in out.iterdir())
     print("| | measured, s | times | whole model, min |\n|---|---:|---:|---:|")
     whole = 0.0
@@ -125,7 +139,9 @@ def main() -> None:
     print(f"| all | {sum(clock.seconds.values()):.1f} | | {whole / 60:.0f} |")
     print(f"predicted after the rehearsal: {clock.predicted:.1f} s")
     tokens = sum(len(sequence.token_ids) for sequence in sequences)
-    print(f"{tokens} tokens, {torch.get_num_threads()} threads, peak memory {peak_mib()} MiB")
+    print(
+        f"{tokens} tokens, {torch.get_num_threads()} threads, peak memory {peak_mib()} MiB, planned {planned}"
+    )
     if clock.most_bytes:
         print(f"disk beside the checkpoint: {(clock.most_bytes - weight_bytes) / 2**30:.2f} GiB")
     shutil.rmtree(out)

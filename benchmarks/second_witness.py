@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import time
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -25,52 +23,23 @@ from pathlib import Path
 
 import torch
 from real_text import installed_packages, standard_library
+from run_record import machine_and_commit
 from sentence_encoder import SentenceEncoder
+from witness_methods import OUR_VARIANTS, Variant
 
-from ernie_local.packing import dequantize, find_format
-from ernie_local.packing.foreign import dequantize_foreign, pack_foreign
-from ernie_local.packing.layout import find_foreign
-from ernie_quant.foreign import quantize_foreign
 from ernie_quant.hessian import second_moments
-from ernie_quant.recipe import Recipe, quantize_matrix
 
 Tensor = torch.Tensor
 Matrices = list[tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
-class Variant:
-    """A method, and the format that it makes."""
-
-    method: str
-    format_name: str
-
-    def num_bytes(self, rows: int, columns: int) -> int:
-        foreign = find_foreign(self.format_name)
-        return (foreign or find_format(self.format_name)).matrix_bytes(rows, columns)
-
-    def quantize(self, weights: Tensor, moments: Tensor | None) -> Tensor:
-        """The weights that are left, (rows, columns) float32."""
-        foreign = find_foreign(self.format_name)
-        if foreign is not None:
-            packed = pack_foreign(quantize_foreign(weights, foreign, self.method))
-            return dequantize_foreign(packed, foreign, *weights.shape)
-        recipe = Recipe(self.method)  # type: ignore[arg-type]
-        return dequantize(quantize_matrix(weights, find_format(self.format_name), recipe, moments))
-
-
 # Groups of 96 divide 384 and 1536 and cost 4.33 and 2.33 bits: no fewer than w4 and w2 at these widths.
 VARIANTS = [
-    Variant("rtn", "w4"),
-    Variant("clip", "w4"),
-    Variant("gptq", "w4"),
+    *OUR_VARIANTS,
     Variant("nf4", "nf4g64"),
     Variant("nf4", "nf4g32"),
     Variant("quanto", "qint4g96"),
     Variant("quanto-hqq", "qint4g96"),
-    Variant("rtn", "w2"),
-    Variant("clip", "w2"),
-    Variant("gptq", "w2"),
     Variant("quanto", "qint2g96"),
     Variant("quanto-hqq", "qint2g96"),
 ]
@@ -84,12 +53,11 @@ def moments_of(parts: list[Tensor]) -> Tensor:
 
 def quantize_encoder(encoder: SentenceEncoder, variant: Variant, calibration: list[list[int]]) -> Matrices:
     """Layer by layer; the tokens go on through what was quantized."""
-    uses_data = variant.method == "gptq"
-    states = [encoder.enter(ids) for ids in calibration] if uses_data else []
+    states = [encoder.enter(ids) for ids in calibration] if variant.uses_data else []
     matrices: Matrices = []
     for layer in range(encoder.num_layers):
         up, down = encoder.feed_forward(layer)
-        if not uses_data:
+        if not variant.uses_data:
             matrices.append((variant.quantize(up, None), variant.quantize(down, None)))
             continue
         attended = [encoder.attend(layer, hidden) for hidden in states]
@@ -175,17 +143,20 @@ def measure(
     )
 
 
-def print_table(results: list[Result]) -> None:
-    layers = " | ".join(f"{layer}" for layer in range(1, len(results[0].lost) + 1))
+def print_heading(num_layers: int) -> None:
+    layers = " | ".join(f"{layer}" for layer in range(1, num_layers + 1))
     print(f"| method | format | bits | {layers} | mean | 1 - cosine | 99 % | seconds |")
-    print("|---|---|---:|" + "---:|" * (len(results[0].lost) + 4))
-    for result in results:
-        lost = " | ".join(f"{share:.2%}" for share in result.lost)
-        print(
-            f"| {result.variant.method} | `{result.variant.format_name}` | {result.bits:.2f} | {lost} "
-            f"| {statistics.mean(result.lost):.2%} | {result.turned:.5f} +- {result.deviation:.5f} "
-            f"| {result.turned_99:.4f} | {result.seconds:.0f} |"
-        )
+    print("|---|---|---:|" + "---:|" * (num_layers + 4), flush=True)
+
+
+def print_row(result: Result) -> None:
+    lost = " | ".join(f"{share:.2%}" for share in result.lost)
+    print(
+        f"| {result.variant.method} | `{result.variant.format_name}` | {result.bits:.2f} | {lost} "
+        f"| {statistics.mean(result.lost):.2%} | {result.turned:.5f} +- {result.deviation:.5f} "
+        f"| {result.turned_99:.4f} | {result.seconds:.0f} |",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -208,21 +179,21 @@ def main() -> None:
     print(f"{counts['calibration']:,} tokens to calibrate on, {counts['test']:,} to test on")
     with torch.inference_mode():
         reference = measure_reference(encoder, test)
-        results = [measure(encoder, variant, calibration, test, reference) for variant in VARIANTS]
-    print_table(results)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    )
+        print_heading(encoder.num_layers)
+        results = []
+        for variant in VARIANTS:
+            results.append(measure(encoder, variant, calibration, test, reference))
+            print_row(results[-1])
     summary = {
-        f"{result.variant.method} {result.variant.format_name}": {
+        str(result.variant): {
             "bits": result.bits,
             "lost": result.lost,
             "turned": result.turned,
         }
         for result in results
     }
-    machine = {"machine": platform.processor() or platform.machine(), "threads": arguments.threads}
-    print(json.dumps({**machine, "commit": commit.stdout.strip(), "tokens": counts, "results": summary}))
+    record = {**machine_and_commit(), "threads": arguments.threads, "tokens": counts}
+    print(json.dumps({**record, "results": summary}))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from ernie_calibration.sequences import SampleEncoder
 from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.config import read_config
-from ernie_quant import rehearsal, work
+from ernie_quant import rehearsal, units
 from ernie_quant.job import Job
 from ernie_quant.pipeline import quantize_checkpoint
 from ernie_quant.recipe import Recipe
@@ -36,7 +36,7 @@ def main() -> None:
     # Other processes on the machine count for nothing.
     torch.set_num_threads(1)
     clock = SimpleNamespace(monotonic=time.process_time, perf_counter=time.process_time)
-    for module in (work, rehearsal):
+    for module in (units, rehearsal):
         module.time = clock  # type: ignore[attr-defined]
 
     encoder = SampleEncoder.of_model(NANO_DIRECTORY)
