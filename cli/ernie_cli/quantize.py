@@ -70,7 +70,7 @@ class PlanObject:
 class FitObject:
     """What `--fit` chose for a GPU of that size, by predictions."""
 
-    bits: int | None  #: Of all experts; null where mixed bits fill the GPU.
+    bits: str | None  #: Of all experts, as `--bits` names them; null where mixed bits fill the GPU.
     dense: str  #: The format of other matrices, or `auto` where it is measured for each layer.
     usable_bytes: int  #: What programs have of such a GPU.
     slots_bytes: int  #: Memory for experts in decode; where bits are mixed, of the smallest formats.

@@ -72,7 +72,7 @@ def _fitted(
         console.note(line)
     if fit.bits is None:
         return replace(options, dense=fit.dense), fit
-    return replace(options, bits=str(fit.bits), dense=fit.dense, fit=None, statistics=None), fit
+    return replace(options, bits=fit.bits, dense=fit.dense, fit=None, statistics=None), fit
 
 
 def _whole_source(hub: HubSource, options: QuantizeOptions, console: Console) -> HubSource:

@@ -14,7 +14,7 @@ from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import DoesNotFit, parameter
 from ernie_local.media.processor_config import ImageProcessorConfig
 from ernie_local.media.video_config import published_video_processor
-from ernie_local.packing.formats import find_format, formats_for, largest_first
+from ernie_local.packing.formats import find_format, formats_by_bits, formats_for, largest_first
 from ernie_local.planner.gpu import GpuPlan, plan_gpu
 from ernie_local.planner.gpus import usable_bytes
 from ernie_local.planner.model_size import ModelSize
@@ -26,17 +26,21 @@ from ernie_quant.mixed_tables import SMALLEST_EXPERTS
 USUAL_TOKENS = 8192
 # Of the text experts, to be on the GPU in decode: fewer bits would bring less than they cost.
 _ENOUGH = 0.25
-_MOST_BITS = 4  # of paged experts: more change no answer (docs/performance.md), and take RAM
+# Of paged experts, as `--bits` names them: more change no answer (docs/performance.md), and take RAM. w2t
+# loses less than w2 in fewer bytes.
+_PAGED_BITS = ("4", "3", "w2t")
 _LARGEST_GIB = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class GpuFit:
-    """bits: of all experts, None where measured mixed bits fill the GPU; dense: the format of other matrices,
-    or `auto`. plan: of the model in these formats, the smallest ones where bits are mixed.
+    """bits: of all experts as `--bits` names them, None where measured mixed bits fill the GPU.
+
+    dense: the format of other matrices, or `auto`. plan: of the model in these formats, the smallest ones
+    where bits are mixed.
     """
 
-    bits: int | None
+    bits: str | None
     dense: str
     plan: GpuPlan
     has_experts: bool = True
@@ -52,7 +56,7 @@ class GpuFit:
             yield f"in the {limit} that such a GPU has: all matrices in {self.dense}"
             return
         yield (
-            f"in the {limit} that such a GPU has: experts in {self.bits} bits, the rest in {self.dense}; "
+            f"in the {limit} that such a GPU has: experts with --bits {self.bits}, the rest in {self.dense}; "
             f"{USUAL_TOKENS} tokens leave {format_bytes(self.plan.slots_bytes)} for experts, "
             f"{self.plan.resident_share:.0%} of those of text"
         )
@@ -76,22 +80,21 @@ def fit_gpu(config: ModelConfig, processor: ImageProcessorConfig, size: int, den
         best = next(((one, plan) for one, plan in plans if plan.fits), None)
         if best is None:
             raise _too_small(planned("w4", wanted[-1]), size, wanted[-1])
-        return GpuFit(find_format(best[0]).bits, *best, has_experts=False)
+        return GpuFit(str(find_format(best[0]).bits), *best, has_experts=False)
     if planned(SMALLEST_EXPERTS, wanted[-1]).holds_text_experts:
         is_enough = planned(SMALLEST_EXPERTS, wanted[0]).holds_text_experts
         chosen = "auto" if dense == "auto" or not is_enough else wanted[0]
         return GpuFit(None, chosen, planned(SMALLEST_EXPERTS, wanted[-1] if chosen == "auto" else chosen))
     fewest: GpuFit | None = None
-    paged = [one for one in largest_first(formats_for("experts")) if one.bits <= _MOST_BITS]
-    for low_bit in paged:
+    for bits in _PAGED_BITS:
         for dense_format in wanted:
-            plan = planned(low_bit.name, dense_format)
+            plan = planned(formats_by_bits()[bits].name, dense_format)
             if plan.fits:
-                fewest = GpuFit(low_bit.bits, dense_format, plan)
+                fewest = GpuFit(bits, dense_format, plan)
                 if plan.resident_share >= _ENOUGH:
                     return fewest
     if fewest is None:
-        raise _too_small(planned(paged[-1].name, wanted[-1]), size, wanted[-1])
+        raise _too_small(planned(SMALLEST_EXPERTS, wanted[-1]), size, wanted[-1])
     return fewest
 
 
