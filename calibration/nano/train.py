@@ -30,6 +30,7 @@ from nano.batches import BatchMaker
 from nano.layers import TrainedBank, product
 from nano.network import Batch, NanoNetwork
 from nano.optimizer import Muon
+from nano.progress import load_progress
 from nano.shape import NanoShape
 from nano.streams import NUM_CHARACTER_CLASSES, Stream
 from nano.tokenizer import train_tokenizer
@@ -168,7 +169,7 @@ def make_optimizers(network: NanoNetwork) -> Optimizers:
 def set_rate(
     optimizers: Optimizers, stage: Stage, step_in_stage: int, step: int, *, is_started: bool
 ) -> float:
-    """Linear inside the stage, warm-up over the whole run's first steps."""
+    """Linear inside the stage, warm-up over the first steps; step: since the optimizers began."""
     progress = step_in_stage / max(1, stage.steps)
     rate = stage.first_rate + (stage.last_rate - stage.first_rate) * progress
     from_nothing = min(1.0, (step + 1) / WARM_UP_STEPS)
@@ -226,11 +227,29 @@ def train_step(
     return [value.item() for value in losses]
 
 
-def save(path: Path, network: NanoNetwork, optimizers: Optimizers, step: int) -> None:
-    """Write a checkpoint atomically."""
-    states = [optimizer.state_dict() for optimizer in optimizers]
-    with replaced(path) as new:
-        torch.save({"step": step, "network": network.state_dict(), "optimizers": states}, new)
+@dataclass
+class Run:
+    """A network in training. first_step: at which its optimizers began anew."""
+
+    network: NanoNetwork
+    optimizers: Optimizers
+    step: int = 0
+    first_step: int = 0
+
+    def save(self, path: Path) -> None:
+        """Write a checkpoint atomically."""
+        states = [optimizer.state_dict() for optimizer in self.optimizers]
+        state = {"step": self.step, "first_step": self.first_step, "network": self.network.state_dict()}
+        with replaced(path) as new:
+            torch.save({**state, "optimizers": states}, new)
+
+    def load(self, path: Path) -> None:
+        """Go on with a checkpoint."""
+        state = torch.load(path)
+        self.step, self.first_step = state["step"], state["first_step"]
+        self.network.load_state_dict(state["network"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
 
 
 def locate(stages: Sequence[Stage], step: int) -> tuple[Stage, int]:
@@ -249,26 +268,25 @@ def report(log: Path, line: str) -> None:
         file.write(line + "\n")
 
 
-def open_run(work: Path, seed: int, start: Path | None) -> tuple[NanoNetwork, Optimizers, int]:
-    """Network, optimizers and steps done: of the last checkpoint in `work`, or new ones."""
+def open_run(work: Path, seed: int, start: Path | None, progress: Path | None = None) -> Run:
+    """Of the last checkpoint in `work`, else of `progress` or of the weights in `start`, else a new one."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer_path = work / "tokenizer.model"
     if not tokenizer_path.exists():
         train_tokenizer(tokenizer_path)
     torch.manual_seed(seed)
     network = NanoNetwork(NanoShape(), NUM_CHARACTER_CLASSES)
-    optimizers = make_optimizers(network)
-    checkpoint = work / "checkpoint.pt"
-    if not checkpoint.exists():
-        if start is not None:
-            for note in start_from(network, tokenizer_path, start):
-                report(work / "log.txt", note)
-        return network, optimizers, 0
-    state = torch.load(checkpoint)
-    network.load_state_dict(state["network"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    return network, optimizers, state["step"]
+    run = Run(network, make_optimizers(network))
+    if (work / "checkpoint.pt").exists():
+        run.load(work / "checkpoint.pt")
+    elif progress is not None:
+        weights, run.step = load_progress(progress)
+        run.first_step = run.step
+        network.load_state_dict(weights)
+    elif start is not None:
+        for note in start_from(network, tokenizer_path, start):
+            report(work / "log.txt", note)
+    return run
 
 
 def evaluate_and_report(network: NanoNetwork, work: Path, num_batches: int) -> None:
@@ -279,14 +297,17 @@ def evaluate_and_report(network: NanoNetwork, work: Path, num_batches: int) -> N
     report(work / "log.txt", f"held out {right}/{asked} = {right / asked:.3f}: {kinds}")
 
 
-def train(work: Path, seed: int, stages: Sequence[Stage], start: Path | None = None) -> None:
-    """Train from the last checkpoint in `work` to the end of the last stage; start: see `start_from`."""
-    network, optimizers, step = open_run(work, seed, start)
+def train(
+    work: Path, seed: int, stages: Sequence[Stage], start: Path | None = None, progress: Path | None = None
+) -> None:
+    """Train to the end of the last stage from where `open_run` begins."""
+    run = open_run(work, seed, start, progress)
+    network, optimizers = run.network, run.optimizers
     total = sum(stage.steps for stage in stages)
-    while step < total:
-        stage, step_in_stage = locate(stages, step)
+    while run.step < total:
+        stage, step_in_stage = locate(stages, run.step)
         maker = BatchMaker(
-            stage.streams, str(work / "tokenizer.model"), network.shape, seed * 1_000_003 + step
+            stage.streams, str(work / "tokenizer.model"), network.shape, seed * 1_000_003 + run.step
         )
         # One worker process, which renders on one thread.
         loader = DataLoader(
@@ -296,21 +317,22 @@ def train(work: Path, seed: int, stages: Sequence[Stage], start: Path | None = N
         recent: list[list[float]] = []
         started = time.perf_counter()
         for offset in range(stage.steps - step_in_stage):
-            rate = set_rate(optimizers, stage, step_in_stage + offset, step, is_started=start is not None)
-            balances = start is None or step >= STARTED_WAIT
+            since_first, is_started = run.step - run.first_step, start is not None
+            rate = set_rate(optimizers, stage, step_in_stage + offset, since_first, is_started=is_started)
+            balances = not is_started or since_first >= STARTED_WAIT
             recent.append(train_step(network, optimizers, next(batches), stage, balances=balances))
-            step += 1
-            if step % REPORT_EVERY == 0 or step == total:
+            run.step += 1
+            if run.step % REPORT_EVERY == 0 or run.step == total:
                 means = torch.tensor(recent).nanmean(0).tolist()
                 seconds = (time.perf_counter() - started) / len(recent)
                 shown = " ".join(f"{name} {mean:.3f}" for name, mean in zip(SHOWN, means, strict=True))
-                line = f"{stage.name} {step} rate {rate:.1e} {shown} seconds {seconds:.2f}"
+                line = f"{stage.name} {run.step} rate {rate:.1e} {shown} seconds {seconds:.2f}"
                 report(work / "log.txt", line)
                 recent, started = [], time.perf_counter()
-            if step % CHECKPOINT_EVERY == 0 or step == total:
-                save(work / "checkpoint.pt", network, optimizers, step)
-            if stage.name != "lines" and (step % EVALUATE_EVERY == 0 or step == total):
-                evaluate_and_report(network, work, 20 if step == total else 6)
+            if run.step % CHECKPOINT_EVERY == 0 or run.step == total:
+                run.save(work / "checkpoint.pt")
+            if stage.name != "lines" and (run.step % EVALUATE_EVERY == 0 or run.step == total):
+                evaluate_and_report(network, work, 20 if run.step == total else 6)
 
 
 def time_streams(seed: int, steps: int) -> None:
@@ -320,19 +342,19 @@ def time_streams(seed: int, steps: int) -> None:
     the number of cores, as rendering goes on beside.
     """
     work = Path(tempfile.mkdtemp())
-    network, optimizers, _ = open_run(work, seed, None)
+    run = open_run(work, seed, None)
     stages = (*READING_STAGES, *STARTED_STAGES)
     stage_of = {stream: stage for stage in stages for stream in stage.streams}
     measured: dict[Stream, float] = {}
     for stream, stage in stage_of.items():
-        batches = iter(BatchMaker((stream,), str(work / "tokenizer.model"), network.shape, seed))
-        train_step(network, optimizers, next(batches), stage)  # compiles its shapes
+        batches = iter(BatchMaker((stream,), str(work / "tokenizer.model"), run.network.shape, seed))
+        train_step(run.network, run.optimizers, next(batches), stage)  # compiles its shapes
         render = train = 0.0
         for _ in range(steps):
             started = time.process_time()
             batch = next(batches)
             rendered = time.process_time()
-            train_step(network, optimizers, batch, stage)
+            train_step(run.network, run.optimizers, batch, stage)
             render, train = render + rendered - started, train + time.process_time() - rendered
         measured[stream] = (render + train) / steps
         what = f"{', '.join(stream.kinds)} {stream.grid} {stream.num_frames or ''}"
@@ -350,7 +372,9 @@ def train_nano() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--work", type=Path, help="folder for checkpoints and the log")
-    parser.add_argument("--start", type=Path, help="begin with the weights of this nano, and skip its stages")
+    begin = parser.add_mutually_exclusive_group()
+    begin.add_argument("--start", type=Path, help="begin with the weights of this nano, and skip its stages")
+    begin.add_argument("--progress", type=Path, help="go on with what progress.py wrote of a started run")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
@@ -363,8 +387,9 @@ def train_nano() -> None:
         return
     if arguments.work is None:
         parser.error("--work is needed")
-    stages = STARTED_STAGES if arguments.start else (*READING_STAGES, *STARTED_STAGES)
-    train(arguments.work, arguments.seed, stages, arguments.start)
+    is_started = arguments.start or arguments.progress
+    stages = STARTED_STAGES if is_started else (*READING_STAGES, *STARTED_STAGES)
+    train(arguments.work, arguments.seed, stages, arguments.start, arguments.progress)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import torch
 
 from nano import train
 from nano.network import NanoNetwork
+from nano.progress import load_progress, save_progress
 from nano.shape import NanoShape
 from nano.streams import NUM_CHARACTER_CLASSES, Stream
 
@@ -83,6 +84,35 @@ def test_a_few_steps_lower_the_loss_and_a_stopped_run_goes_on(
     assert re.search(rf"^lines {STEPS} ", report, re.MULTILINE)
     losses = [float(found) for found in re.findall(r"answer (\S+)", report)]
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_progress_keeps_weights_within_half_a_step(tmp_path: Path) -> None:
+    state = NanoNetwork(SHAPE, NUM_CHARACTER_CLASSES).state_dict()
+    state["embed"][3] = 0
+    save_progress(tmp_path / "progress.safetensors", state, step=2000)
+    found, step = load_progress(tmp_path / "progress.safetensors")
+    assert step == 2000
+    assert found.keys() == state.keys()
+    for name, weight in state.items():
+        bound = weight.abs().amax(-1, keepdim=True) / 127 * 0.501 if weight.dim() > 1 else 0
+        assert torch.all((found[name] - weight).abs() <= bound), name
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_its_progress(tmp_path: Path) -> None:
+    """Its optimizers begin anew, and slowly; a run of it that was stopped goes on as any other."""
+    stage = train.Stage("lines", 10, (LINES, CLIP), 3e-3, 3e-3, 1.0, 0.3)
+    train.train(tmp_path / "first", seed=3, stages=(replace(stage, steps=8),))
+    save_progress(tmp_path / "progress.safetensors", weights(tmp_path / "first"), step=8)
+    train.train(tmp_path / "second", 3, (stage,), progress=tmp_path / "progress.safetensors")
+    ended = torch.load(tmp_path / "second/checkpoint.pt")
+    assert (ended["step"], ended["first_step"]) == (10, 8)
+    rates = [group["lr"] / group["share"] for one in ended["optimizers"] for group in one["param_groups"]]
+    assert rates == [pytest.approx(3e-3 / 2)] * len(rates)  # the second of four steps of warming up
+    before, after = weights(tmp_path / "first")["embed"], ended["network"]["embed"]
+    assert 0 < (after - before).norm() < 0.1 * before.norm()
+    train.train(tmp_path / "second", 3, (replace(stage, steps=11),), progress=tmp_path / "none")
+    assert torch.load(tmp_path / "second/checkpoint.pt")["step"] == 11
 
 
 @pytest.mark.parametrize("is_started", [False, True])
