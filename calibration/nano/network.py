@@ -93,9 +93,9 @@ class NanoNetwork(nn.Module):
     """The whole model, with auxiliary heads that are not exported and cost the runtime nothing.
 
     Heads behind the first banks name the characters of each image token's cell, where in it they lie, and its
-    row and column:
-    without them reading takes hours to start instead of minutes. One attention head of the middle layers is
-    shown where the words of a question are printed, one of the last layers where the answer is.
+    row and column: without them reading takes hours to start instead of minutes. One attention head of the
+    middle layers is shown where the words of a question are printed, one of the last layers where the answer
+    is. What that head finds must say where it has looked, as the digits of a box need.
     """
 
     def __init__(self, shape: NanoShape, num_characters: int) -> None:
@@ -155,6 +155,36 @@ class NanoNetwork(nn.Module):
         dropped = torch.rand(is_vision.shape[0], 1) < SHARED_DROP
         return (~(is_vision & dropped)).bfloat16().unsqueeze(-1)
 
+    def _split(self, logits: Tensor) -> tuple[Tensor, ...]:
+        """Logits (..., classes) of a reading head: of characters, rows, columns and edges."""
+        return logits.split(
+            (SLOTS * self.num_characters, MOST_ROWS, MOST_ROWS, EDGES * (1 + MOST_EDGE)), dim=-1
+        )
+
+    def _looking(self, batch: Batch, residual: Tensor) -> Tensor:
+        """Loss of the last reading head where it is asked for the cell that the next token is read from.
+
+        residual: (batch, tokens, hidden) behind the first layer that looks there.
+        """
+        row, position, place = batch.answer_pointers.unbind(1)
+        cells = torch.zeros(*batch.ids.shape, 2 + EDGES, dtype=torch.long)  # of image tokens
+        for picture in batch.pictures:
+            rows, columns = patch_positions(*picture.grid, 1)
+            grids = torch.stack((rows, columns), 1).repeat(picture.num_tokens // len(rows), 1)
+            known = torch.cat((grids.expand(len(picture.starts), -1, -1), picture.edges), 2)
+            cells.scatter_(1, picture.places[..., None].expand_as(known), known)
+        wanted = cells[row, place]  # (pointers, 2 + EDGES)
+        hidden = functional.rms_norm(residual[row, position], residual.shape[-1:])
+        _, row_logits, column_logits, edge_logits = self._split(
+            product(hidden, self.reading_heads[-1]).float()
+        )
+        placed = functional.cross_entropy(row_logits, wanted[:, 0])
+        placed = placed + functional.cross_entropy(column_logits, wanted[:, 1])
+        edges = functional.cross_entropy(
+            edge_logits.reshape(-1, 1 + MOST_EDGE), wanted[:, 2:].flatten(), ignore_index=0
+        )
+        return 0.5 * placed + 0.25 * edges
+
     def _reading(self, picture: PictureBatch, seen: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss of the reading heads, and the share of characters that the last one names rightly."""
         row, column = patch_positions(*picture.grid, 1)
@@ -167,9 +197,7 @@ class NanoNetwork(nn.Module):
             residual = seen[index].gather(1, places)  # (batch, image tokens, hidden)
             hidden = functional.rms_norm(residual, residual.shape[-1:])
             logits = product(hidden, head).float()  # (batch, image tokens, classes)
-            characters, row_logits, column_logits, edge_logits = logits.split(
-                (SLOTS * self.num_characters, MOST_ROWS, MOST_ROWS, EDGES * (1 + MOST_EDGE)), dim=-1
-            )
+            characters, row_logits, column_logits, edge_logits = self._split(logits)
             flat = characters.reshape(-1, self.num_characters)
             named = (functional.cross_entropy(flat, wanted, reduction="none") * weight).sum() / weight.sum()
             frames = logits[..., 0].numel() // len(row)  # of all images and clips, two counted as one
@@ -192,6 +220,8 @@ class NanoNetwork(nn.Module):
         read = [self._reading(picture, seen) for picture in batch.pictures]
         reading = torch.stack([loss for loss, _ in read]).mean() if read else torch.zeros(())
         characters_right = torch.stack([right for _, right in read]).mean() if read else none
+        if len(batch.answer_pointers):
+            reading = reading + self._looking(batch, seen[ANSWER_LAYERS[0]])
         pointing, pointers_right = torch.zeros(()), none
         for layers, head, pointers in (
             (MENTION_LAYERS, MENTION_HEAD, batch.mention_pointers),
