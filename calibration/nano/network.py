@@ -20,6 +20,14 @@ from nano.layers import Layer, product
 from nano.shape import NanoShape
 from nano.vision_tower import TrainedVisionTower
 
+SLOTS = 4  # characters told apart in one image token's cell
+EDGES, MOST_EDGE = 4, 24  # left, top, right, bottom of a cell's print, each in steps of a twelfth of a cell
+MOST_ROWS = 16  # rows and columns of image tokens that the place head tells apart
+READING_LAYERS = (1, 3)
+MENTION_LAYERS, MENTION_HEAD = (2, 3), 2
+ANSWER_LAYERS, ANSWER_HEAD = (4, 5), 0
+SHARED_DROP = 0.5
+
 
 @dataclass(frozen=True, slots=True)
 class PictureBatch:
@@ -68,6 +76,17 @@ class Batch:
     mention_pointers: Tensor
     kinds: tuple[str, ...]
 
+    @property
+    def cells(self) -> Tensor:
+        """(batch, tokens, 2 + EDGES): row and column of an image token in its grid, and its edges."""
+        cells = torch.zeros(*self.ids.shape, 2 + EDGES, dtype=torch.long)
+        for picture in self.pictures:
+            grid = patch_positions(*picture.grid, 1).T  # (image tokens of a frame, 2)
+            frames = grid.repeat(picture.num_tokens // len(grid), 1)
+            known = torch.cat((frames.expand(len(picture.starts), -1, -1), picture.edges), 2)
+            cells.scatter_(1, picture.places[..., None].expand_as(known), known)
+        return cells
+
 
 class Losses(NamedTuple):
     """Scalars of one batch. `pointing`: attention that misses its cell; `characters` etc.: shares right."""
@@ -78,15 +97,6 @@ class Losses(NamedTuple):
     tokens_right: Tensor
     characters_right: Tensor
     pointers_right: Tensor
-
-
-SLOTS = 4  # characters told apart in one image token's cell
-EDGES, MOST_EDGE = 4, 24  # left, top, right, bottom of a cell's print, each in steps of a twelfth of a cell
-MOST_ROWS = 16  # rows and columns of image tokens that the place head tells apart
-READING_LAYERS = (1, 3)
-MENTION_LAYERS, MENTION_HEAD = (2, 3), 2
-ANSWER_LAYERS, ANSWER_HEAD = (4, 5), 0
-SHARED_DROP = 0.5
 
 
 class NanoNetwork(nn.Module):
@@ -157,9 +167,8 @@ class NanoNetwork(nn.Module):
 
     def _split(self, logits: Tensor) -> tuple[Tensor, ...]:
         """Logits (..., classes) of a reading head: of characters, rows, columns and edges."""
-        return logits.split(
-            (SLOTS * self.num_characters, MOST_ROWS, MOST_ROWS, EDGES * (1 + MOST_EDGE)), dim=-1
-        )
+        sizes = [SLOTS * self.num_characters, MOST_ROWS, MOST_ROWS, EDGES * (1 + MOST_EDGE)]
+        return torch.split(logits, sizes, dim=-1)
 
     def _looking(self, batch: Batch, residual: Tensor) -> Tensor:
         """Loss of the last reading head where it is asked for the cell that the next token is read from.
@@ -167,13 +176,7 @@ class NanoNetwork(nn.Module):
         residual: (batch, tokens, hidden) behind the first layer that looks there.
         """
         row, position, place = batch.answer_pointers.unbind(1)
-        cells = torch.zeros(*batch.ids.shape, 2 + EDGES, dtype=torch.long)  # of image tokens
-        for picture in batch.pictures:
-            rows, columns = patch_positions(*picture.grid, 1)
-            grids = torch.stack((rows, columns), 1).repeat(picture.num_tokens // len(rows), 1)
-            known = torch.cat((grids.expand(len(picture.starts), -1, -1), picture.edges), 2)
-            cells.scatter_(1, picture.places[..., None].expand_as(known), known)
-        wanted = cells[row, place]  # (pointers, 2 + EDGES)
+        wanted = batch.cells[row, place]  # (pointers, 2 + EDGES)
         hidden = functional.rms_norm(residual[row, position], residual.shape[-1:])
         _, row_logits, column_logits, edge_logits = self._split(
             product(hidden, self.reading_heads[-1]).float()

@@ -16,7 +16,7 @@ import ernie_local
 from ernie_calibration.images.charts import SUPERLATIVES
 from ernie_local.media.patches import Patches
 from nano import export, layers
-from nano.batches import BatchMaker
+from nano.batches import MEDIA, BatchMaker
 from nano.layers import product
 from nano.network import Batch, NanoNetwork
 from nano.optimizer import orthogonalize
@@ -178,6 +178,32 @@ def test_pointers_lead_to_the_cell_that_shows_what_the_token_spells(tokenizer_pa
     if batch.answer_pointers.numel():
         row, position, _ = batch.answer_pointers.unbind(1)
         assert (batch.labels[row, position + 1] >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        Stream(("clip",), (5, 8), batch=3, weight=1.0, num_frames=4),
+        Stream(("sheet",), (8, 10), batch=3, weight=1.0, sheet=(2, 2, (7, 11))),
+    ],
+    ids=["clip", "sheet and crop"],
+)
+def test_each_image_token_knows_its_cell(tokenizer_path: Path, stream: Stream) -> None:
+    """Of every frame and picture; text tokens have none, and what is read lies in printed cells."""
+    batch = next(iter(BatchMaker((stream,), str(tokenizer_path), SHAPE, seed=0)))
+    cells, seen = batch.cells, torch.zeros_like(batch.ids)
+    for picture in batch.pictures:
+        for row, start in enumerate(picture.starts.tolist()):
+            for token in range(picture.num_tokens):
+                in_grid = divmod(token % (picture.grid[0] * picture.grid[1]), picture.grid[1])
+                assert cells[row, start + token].tolist() == [*in_grid, *picture.edges[row, token].tolist()]
+                seen[row, start + token] += 1
+    is_image = batch.ids == MEDIA.image
+    assert torch.equal(seen, is_image.long())
+    assert not cells[~is_image].any()
+    assert len(batch.answer_pointers) > 10
+    example, _, place = batch.answer_pointers.unbind(1)
+    assert (cells[example, place, 2:] > 0).all()
 
 
 def test_a_wider_network_starts_as_the_published_one(tokenizer_path: Path, tmp_path: Path) -> None:
