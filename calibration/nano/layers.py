@@ -11,7 +11,7 @@ from ernie_local.model.rope import rotate_pairs
 from nano.shape import NanoShape
 
 CAPACITY_STEP = 256  # tokens
-CAPACITY_OVER_MEAN = 1.5
+CAPACITY_OVER_MEAN, LEAST_CAPACITY = 1.5, 1024
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -48,30 +48,37 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor,
 
 
 class PlaceRows(Function):
-    """`rows[forward_index]`, zeros where the index is past the end; the gradient is the opposite gather.
+    """`rows.repeat_interleave(copies)[forward_index]`, zeros where the index is past the end; the gradient is
+    the opposite gather.
 
     The two indices are inverse to each other, so neither direction needs a scatter.
     """
 
     @staticmethod
-    def forward(context: FunctionCtx, rows: Tensor, forward_index: Tensor, backward_index: Tensor) -> Tensor:
+    def forward(
+        context: FunctionCtx, rows: Tensor, forward_index: Tensor, backward_index: Tensor, copies: int
+    ) -> Tensor:
         """Rows in their new places, (places, width)."""
-        context.backward_index = backward_index  # type: ignore[attr-defined]
-        return _gather_or_zero(rows, forward_index)
+        context.backward_index, context.copies = backward_index, copies  # type: ignore[attr-defined]
+        return _gather_or_zero(rows, forward_index // copies)
 
     @staticmethod
-    def backward(context: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """Gradients in the old places."""
-        return _gather_or_zero(gradients[0], context.backward_index), None, None  # type: ignore[attr-defined]
+    def backward(context: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        """Gradients in the old places, summed over copies."""
+        gradient = _gather_or_zero(gradients[0], context.backward_index)  # type: ignore[attr-defined]
+        copies: int = context.copies  # type: ignore[attr-defined]
+        if copies > 1:
+            gradient = gradient.view(-1, copies, gradient.shape[1]).sum(1)
+        return gradient, None, None, None
 
 
 def _gather_or_zero(rows: Tensor, index: Tensor) -> Tensor:
     return torch.cat((rows, rows.new_zeros(1, rows.shape[1])))[index.clamp(max=rows.shape[0])]
 
 
-def place_rows(rows: Tensor, forward_index: Tensor, backward_index: Tensor) -> Tensor:
+def place_rows(rows: Tensor, forward_index: Tensor, backward_index: Tensor, copies: int = 1) -> Tensor:
     """`PlaceRows` with its type."""
-    placed: Tensor = PlaceRows.apply(rows, forward_index, backward_index)  # type: ignore[no-untyped-call]
+    placed: Tensor = PlaceRows.apply(rows, forward_index, backward_index, copies)  # type: ignore[no-untyped-call]
     return placed
 
 
@@ -102,7 +109,8 @@ class TrainedBank(nn.Module):
             self.load += counts
         # Few different capacities: oneDNN compiles a kernel for each new shape, dearer than padding.
         # A choice beyond an expert's capacity is dropped; with balanced loads that does not happen.
-        most = min(int(counts.max()), int(CAPACITY_OVER_MEAN * flat.numel() / counts.numel()))
+        room = max(LEAST_CAPACITY, int(CAPACITY_OVER_MEAN * flat.numel() / counts.numel()))
+        most = min(int(counts.max()), room)
         capacity = -(-most // CAPACITY_STEP) * CAPACITY_STEP
         order = flat.argsort(stable=True)
         expert = flat[order]
@@ -113,8 +121,8 @@ class TrainedBank(nn.Module):
         choice_of_place = torch.full((counts.numel() * capacity + 1,), flat.numel())
         choice_of_place[place] = order
         choice_of_place = choice_of_place[:-1]
-        repeated = hidden.bfloat16().unsqueeze(1).expand(-1, self.top_k, -1).reshape(-1, width)
-        rows = place_rows(repeated, choice_of_place, place_of_choice).view(-1, capacity, width)
+        rows = place_rows(hidden.bfloat16(), choice_of_place, place_of_choice, self.top_k)
+        rows = rows.view(-1, capacity, width)
         gate, up = torch.bmm(rows, self.gate_up.bfloat16()).chunk(2, dim=-1)  # (experts, capacity, inner)
         rows = torch.bmm(functional.silu(gate) * up, self.down.bfloat16()).view(-1, width)
         rows = place_rows(rows, place_of_choice, choice_of_place).view(tokens, self.top_k, width)
@@ -167,24 +175,31 @@ class Layer(nn.Module):
         return product(mixed.transpose(1, 2).reshape(batch, tokens, width), self.out), scores
 
     def forward(
-        self, x: Tensor, angles: tuple[Tensor, Tensor], rows: dict[str, Tensor], shared_scale: Tensor | None
+        self,
+        x: Tensor,
+        angles: tuple[Tensor, Tensor],
+        rows: dict[str, Tensor],
+        shared_scale: Tensor | None = None,
+        only: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(batch, tokens, width) float32 -> the same, and the attention's scores.
+        """(batch, tokens, width) float32 -> (batch * tokens, width), and the attention's scores.
 
-        `angles`: cosines and sines, (batch * tokens, head_dim / 2); `rows`: of batch * tokens, those of each
-        bank. `shared_scale` (batch, tokens, 1) multiplies what the shared expert says, in training only.
+        `angles`: cosines and sines, (batch * tokens, head_dim / 2); `only`: of batch * tokens, those that go
+        on from the attention, None for all; `rows`: of these, those of each bank. `shared_scale` (batch *
+        tokens, 1) multiplies what the shared expert says, in training only.
         """
         width = x.shape[-1]
         mixed, scores = self.attention(functional.rms_norm(x, (width,), self.norm1, 1e-5), angles)
-        x = x + mixed
-        normed = functional.rms_norm(x, (width,), self.norm2, 1e-5)
-        if not self.banks:
-            return x + self.mlp(normed), scores
+        flat = (x + mixed).view(-1, width)
+        if only is not None:
+            flat = flat[only]
+        normed = functional.rms_norm(flat, (width,), self.norm2, 1e-5)
         shared = self.mlp(normed)
-        x = x + (shared if shared_scale is None else shared * shared_scale)
-        flat = normed.reshape(-1, width)  # (batch * tokens, width)
-        routed = torch.zeros_like(flat)
+        if not self.banks:
+            return flat + shared, scores
+        flat = flat + (shared if shared_scale is None else shared * shared_scale)
+        routed = torch.zeros_like(normed)
         for name, own in rows.items():
             if own.numel():
-                routed = routed.index_copy(0, own, self.banks[name](flat[own]))
-        return x + routed.view_as(x), scores
+                routed = routed.index_copy(0, own, self.banks[name](normed[own]))
+        return flat + routed, scores

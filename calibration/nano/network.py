@@ -137,8 +137,8 @@ class NanoNetwork(nn.Module):
         return flat.cos(), flat.sin()
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[int, Tensor], dict[int, Tensor]]:
-        """Hidden states before the scored positions, their labels, and by layer: the residual behind it, its
-        attention scores."""
+        """Hidden states before the scored positions, their labels, and by layer: the residual behind it (not
+        of the last), its attention scores."""
         x = functional.embedding(batch.ids, self.embed)  # (batch, tokens, hidden)
         for picture in batch.pictures:
             features = self.vision(picture.pixels, picture.grid)  # (batch, image tokens, hidden)
@@ -150,20 +150,23 @@ class NanoNetwork(nn.Module):
         seen: dict[int, Tensor] = {}
         scores: dict[int, Tensor] = {}
         drops = self.training and batch.pictures
-        for index, layer in enumerate(self.layers):
+        *before, last = self.layers
+        for index, layer in enumerate(before):
             shared_scale = self._shared_scale(batch.is_vision) if drops else None
-            x, scores[index] = layer(x, angles, rows, shared_scale)
-            seen[index] = x
-        x = functional.rms_norm(x, x.shape[-1:], self.norm, 1e-5)
-        labels = batch.labels[:, 1:].reshape(-1)
+            flat, scores[index] = layer(x, angles, rows, shared_scale)
+            x = seen[index] = flat.view_as(x)
+        # Nothing else is read behind the last layer: text tokens, as an answer never follows a picture.
+        labels = functional.pad(batch.labels[:, 1:], (0, 1), value=-100).reshape(-1)
         scored = (labels >= 0).nonzero().squeeze(1)
-        return x[:, :-1].reshape(-1, x.shape[-1])[scored], labels[scored], seen, scores
+        own = {"text": torch.arange(len(scored))}
+        x, scores[len(before)] = last(x, angles, own, only=scored)
+        return functional.rms_norm(x, x.shape[-1:], self.norm, 1e-5), labels[scored], seen, scores
 
     def _shared_scale(self, is_vision: Tensor) -> Tensor:
-        """(batch, tokens, 1): 0 at the image tokens of some images, else the shared expert takes over the
+        """(batch * tokens, 1): 0 at the image tokens of some images, else the shared expert takes over the
         work of the vision bank."""
         dropped = torch.rand(is_vision.shape[0], 1) < SHARED_DROP
-        return (~(is_vision & dropped)).bfloat16().unsqueeze(-1)
+        return (~(is_vision & dropped)).bfloat16().view(-1, 1)
 
     def _split(self, logits: Tensor) -> tuple[Tensor, ...]:
         """Logits (..., classes) of a reading head: of characters, rows, columns and edges."""

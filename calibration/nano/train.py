@@ -3,8 +3,8 @@
     python calibration/nano/train.py --work build/nano          # starts, or resumes
     python calibration/nano/export.py --work build/nano --out ernie_local/nano
 
-About two hours on two cores with bfloat16 products (AVX-512 BF16 or AMX). These environment variables make it
-several times faster: MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184
+About four hours on two cores with bfloat16 products (AVX-512 BF16 or AMX). These environment variables make
+it several times faster: MALLOC_MMAP_THRESHOLD_=8589934592 MALLOC_TRIM_THRESHOLD_=17179869184
 ONEDNN_PRIMITIVE_CACHE_CAPACITY=8192
 """
 
