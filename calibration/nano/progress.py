@@ -1,7 +1,7 @@
 """Keeps what a run has learnt in one byte a weight, so that another machine can go on with it.
 
-    python calibration/nano/progress.py --work build/nano --out calibration/nano/progress.safetensors
-    python calibration/nano/train.py --work build/nano --progress calibration/nano/progress.safetensors
+    python calibration/nano/progress.py --work build/nano --out calibration/nano/progress
+    python calibration/nano/train.py --work build/nano --progress calibration/nano/progress
 
 Weights are rounded to 8 bits with a scale for each row; vectors keep float32. The optimizers begin anew.
 """
@@ -20,13 +20,19 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 LARGEST_CODE = 127
+PART_BYTES = 12_000_000  # of a file
 _SCALE = ".row_scale"
 
 
-def save_progress(path: Path, network: dict[str, Tensor], step: int) -> None:
-    """Write the state of a network after `step` steps."""
+def save_progress(folder: Path, network: dict[str, Tensor], step: int) -> None:
+    """Write the state of a network after `step` steps, as files of `folder`, which is made."""
+    folder.mkdir()
     written: dict[str, Tensor] = {}
+    num_files = 0
     for name, weight in network.items():
+        if written and sum(one.nbytes for one in written.values()) + weight.numel() > PART_BYTES:
+            save_file(written, folder / f"{num_files}.safetensors", {"step": str(step)})
+            written, num_files = {}, num_files + 1
         if weight.dim() < 2:
             written[name] = weight.float().contiguous()
             continue
@@ -34,14 +40,16 @@ def save_progress(path: Path, network: dict[str, Tensor], step: int) -> None:
         codes = (weight / scale.clamp(min=torch.finfo(torch.float32).tiny)).round()
         written[name] = codes.to(torch.int8).contiguous()
         written[name + _SCALE] = scale.float().contiguous()
-    save_file(written, path, {"step": str(step)})
+    save_file(written, folder / f"{num_files}.safetensors", {"step": str(step)})
 
 
-def load_progress(path: Path) -> tuple[dict[str, Tensor], int]:
+def load_progress(folder: Path) -> tuple[dict[str, Tensor], int]:
     """The state of the network, in float32, and the steps that it has done."""
-    with safe_open(path, "pt") as file:
-        step = int(file.metadata()["step"])
-        found: dict[str, Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    found: dict[str, Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            step = int(file.metadata()["step"])
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     network = {
         name: tensor if tensor.dim() < 2 else tensor * found[name + _SCALE]
         for name, tensor in found.items()

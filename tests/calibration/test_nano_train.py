@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nano import train
+from nano import progress, train
 from nano.network import NanoNetwork
 from nano.progress import load_progress, save_progress
 from nano.shape import NanoShape
@@ -86,11 +86,15 @@ def test_a_few_steps_lower_the_loss_and_a_stopped_run_goes_on(
     assert losses[-1] < 0.9 * losses[0]
 
 
-def test_progress_keeps_weights_within_half_a_step(tmp_path: Path) -> None:
+def test_progress_keeps_weights_within_half_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "PART_BYTES", 200_000)
     state = NanoNetwork(SHAPE, NUM_CHARACTER_CLASSES).state_dict()
     state["embed"][3] = 0
-    save_progress(tmp_path / "progress.safetensors", state, step=2000)
-    found, step = load_progress(tmp_path / "progress.safetensors")
+    save_progress(tmp_path / "progress", state, step=2000)
+    files = [path.stat().st_size for path in (tmp_path / "progress").iterdir()]
+    assert len(files) > 3
+    assert max(files) < 240_000
+    found, step = load_progress(tmp_path / "progress")
     assert step == 2000
     assert found.keys() == state.keys()
     for name, weight in state.items():
@@ -103,8 +107,8 @@ def test_a_run_goes_on_from_its_progress(tmp_path: Path) -> None:
     """Its optimizers begin anew, and slowly; a run of it that was stopped goes on as any other."""
     stage = train.Stage("lines", 10, (LINES, CLIP), 3e-3, 3e-3, 1.0, 0.3)
     train.train(tmp_path / "first", seed=3, stages=(replace(stage, steps=8),))
-    save_progress(tmp_path / "progress.safetensors", weights(tmp_path / "first"), step=8)
-    train.train(tmp_path / "second", 3, (stage,), progress=tmp_path / "progress.safetensors")
+    save_progress(tmp_path / "progress", weights(tmp_path / "first"), step=8)
+    train.train(tmp_path / "second", 3, (stage,), progress=tmp_path / "progress")
     ended = torch.load(tmp_path / "second/checkpoint.pt")
     assert (ended["step"], ended["first_step"]) == (10, 8)
     rates = [group["lr"] / group["share"] for one in ended["optimizers"] for group in one["param_groups"]]
