@@ -9,6 +9,7 @@ Weights are rounded to 8 bits with a scale for each row; vectors keep float32. T
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from pathlib import Path
 
@@ -24,9 +25,10 @@ PART_BYTES = 12_000_000  # of a file
 _SCALE = ".row_scale"
 
 
-def save_progress(folder: Path, network: dict[str, Tensor], step: int) -> None:
-    """Write the state of a network after `step` steps, as files of `folder`, which is made."""
+def save_progress(folder: Path, network: dict[str, Tensor], step: int, tokenizer_path: Path) -> None:
+    """Write the state of a network after `step` steps and its tokenizer, as files of `folder`, a new one."""
     folder.mkdir()
+    shutil.copyfile(tokenizer_path, folder / "tokenizer.model")
     written: dict[str, Tensor] = {}
     num_files = 0
     for name, weight in network.items():
@@ -65,7 +67,7 @@ def write_progress() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     state = torch.load(arguments.work / "checkpoint.pt")
-    save_progress(arguments.out, state["network"], state["step"])
+    save_progress(arguments.out, state["network"], state["step"], arguments.work / "tokenizer.model")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ ONEDNN_PRIMITIVE_CACHE_CAPACITY=8192
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 import tempfile
 import time
@@ -272,6 +273,8 @@ def open_run(work: Path, seed: int, start: Path | None, progress: Path | None = 
     """Of the last checkpoint in `work`, else of `progress` or of the weights in `start`, else a new one."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer_path = work / "tokenizer.model"
+    if progress is not None and not tokenizer_path.exists():
+        shutil.copyfile(progress / tokenizer_path.name, tokenizer_path)
     if not tokenizer_path.exists():
         train_tokenizer(tokenizer_path)
     torch.manual_seed(seed)

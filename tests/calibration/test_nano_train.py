@@ -90,8 +90,9 @@ def test_progress_keeps_weights_within_half_a_step(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(progress, "PART_BYTES", 200_000)
     state = NanoNetwork(SHAPE, NUM_CHARACTER_CLASSES).state_dict()
     state["embed"][3] = 0
-    save_progress(tmp_path / "progress", state, step=2000)
-    files = [path.stat().st_size for path in (tmp_path / "progress").iterdir()]
+    (tmp_path / "tokenizer.model").write_bytes(b"pieces")
+    save_progress(tmp_path / "progress", state, 2000, tmp_path / "tokenizer.model")
+    files = [path.stat().st_size for path in (tmp_path / "progress").glob("*.safetensors")]
     assert len(files) > 3
     assert max(files) < 240_000
     found, step = load_progress(tmp_path / "progress")
@@ -103,12 +104,15 @@ def test_progress_keeps_weights_within_half_a_step(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_from_its_progress(tmp_path: Path) -> None:
+def test_a_run_goes_on_from_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its optimizers begin anew, and slowly; a run of it that was stopped goes on as any other."""
     stage = train.Stage("lines", 10, (LINES, CLIP), 3e-3, 3e-3, 1.0, 0.3)
     train.train(tmp_path / "first", seed=3, stages=(replace(stage, steps=8),))
-    save_progress(tmp_path / "progress", weights(tmp_path / "first"), step=8)
+    tokenizer = tmp_path / "first/tokenizer.model"
+    save_progress(tmp_path / "progress", weights(tmp_path / "first"), 8, tokenizer)
+    monkeypatch.setattr(train, "train_tokenizer", None)  # it must be the same
     train.train(tmp_path / "second", 3, (stage,), progress=tmp_path / "progress")
+    assert (tmp_path / "second/tokenizer.model").read_bytes() == tokenizer.read_bytes()
     ended = torch.load(tmp_path / "second/checkpoint.pt")
     assert (ended["step"], ended["first_step"]) == (10, 8)
     rates = [group["lr"] / group["share"] for one in ended["optimizers"] for group in one["param_groups"]]
