@@ -229,7 +229,7 @@ def train_step(
 
 
 @dataclass
-class Run:
+class TrainingRun:
     """A network in training. first_step: at which its optimizers began anew."""
 
     network: NanoNetwork
@@ -269,7 +269,7 @@ def report(log: Path, line: str) -> None:
         file.write(line + "\n")
 
 
-def open_run(work: Path, seed: int, start: Path | None, progress: Path | None = None) -> Run:
+def open_run(work: Path, seed: int, start: Path | None, progress: Path | None = None) -> TrainingRun:
     """Of the last checkpoint in `work`, else of `progress` or of the weights in `start`, else a new one."""
     work.mkdir(parents=True, exist_ok=True)
     tokenizer_path = work / "tokenizer.model"
@@ -279,7 +279,7 @@ def open_run(work: Path, seed: int, start: Path | None, progress: Path | None = 
         train_tokenizer(tokenizer_path)
     torch.manual_seed(seed)
     network = NanoNetwork(NanoShape(), NUM_CHARACTER_CLASSES)
-    run = Run(network, make_optimizers(network))
+    run = TrainingRun(network, make_optimizers(network))
     if (work / "checkpoint.pt").exists():
         run.load(work / "checkpoint.pt")
     elif progress is not None:
