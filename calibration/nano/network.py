@@ -55,6 +55,13 @@ class PictureBatch:
         """(batch, image tokens) positions of the image tokens."""
         return self.starts[:, None] + torch.arange(self.num_tokens)
 
+    @property
+    def cells(self) -> Tensor:
+        """(batch, image tokens, 2 + EDGES): row and column in the grid, and the edges."""
+        grid = patch_positions(*self.grid, 1).T  # (image tokens of a frame, 2)
+        frames = grid.repeat(self.num_tokens // len(grid), 1)
+        return torch.cat((frames.expand(len(self.starts), -1, -1), self.edges), 2)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -78,12 +85,10 @@ class Batch:
 
     @property
     def cells(self) -> Tensor:
-        """(batch, tokens, 2 + EDGES): row and column of an image token in its grid, and its edges."""
+        """(batch, tokens, 2 + EDGES): those of image tokens, 0 at the others."""
         cells = torch.zeros(*self.ids.shape, 2 + EDGES, dtype=torch.long)
         for picture in self.pictures:
-            grid = patch_positions(*picture.grid, 1).T  # (image tokens of a frame, 2)
-            frames = grid.repeat(picture.num_tokens // len(grid), 1)
-            known = torch.cat((frames.expand(len(picture.starts), -1, -1), picture.edges), 2)
+            known = picture.cells
             cells.scatter_(1, picture.places[..., None].expand_as(known), known)
         return cells
 
@@ -97,6 +102,14 @@ class Losses(NamedTuple):
     tokens_right: Tensor
     characters_right: Tensor
     pointers_right: Tensor
+
+
+def place_loss(logits: Tensor, cells: Tensor) -> Tensor:
+    """Of naming row, column and edges; logits: (tokens, classes of these), cells: (tokens, 2 + EDGES)."""
+    rows, columns, edges = logits.tensor_split((MOST_ROWS, 2 * MOST_ROWS), dim=1)
+    loss = functional.cross_entropy(rows, cells[:, 0]) + functional.cross_entropy(columns, cells[:, 1])
+    edges = edges.reshape(-1, 1 + MOST_EDGE)  # (tokens * EDGES, classes)
+    return loss + 0.5 * functional.cross_entropy(edges, cells[:, 2:].flatten(), ignore_index=0)
 
 
 class NanoNetwork(nn.Module):
@@ -168,51 +181,32 @@ class NanoNetwork(nn.Module):
         dropped = torch.rand(is_vision.shape[0], 1) < SHARED_DROP
         return (~(is_vision & dropped)).bfloat16().view(-1, 1)
 
-    def _split(self, logits: Tensor) -> tuple[Tensor, ...]:
-        """Logits (..., classes) of a reading head: of characters, rows, columns and edges."""
-        sizes = [SLOTS * self.num_characters, MOST_ROWS, MOST_ROWS, EDGES * (1 + MOST_EDGE)]
-        return torch.split(logits, sizes, dim=-1)
-
     def _looking(self, batch: Batch, residual: Tensor) -> Tensor:
         """Loss of the last reading head where it is asked for the cell that the next token is read from.
 
         residual: (batch, tokens, hidden) behind the first layer that looks there.
         """
         row, position, place = batch.answer_pointers.unbind(1)
-        wanted = batch.cells[row, place]  # (pointers, 2 + EDGES)
         hidden = functional.rms_norm(residual[row, position], residual.shape[-1:])
-        _, row_logits, column_logits, edge_logits = self._split(
-            product(hidden, self.reading_heads[-1]).float()
-        )
-        placed = functional.cross_entropy(row_logits, wanted[:, 0])
-        placed = placed + functional.cross_entropy(column_logits, wanted[:, 1])
-        edges = functional.cross_entropy(
-            edge_logits.reshape(-1, 1 + MOST_EDGE), wanted[:, 2:].flatten(), ignore_index=0
-        )
-        return 0.5 * placed + 0.25 * edges
+        logits = product(hidden, self.reading_heads[-1]).float()  # (pointers, classes)
+        return 0.5 * place_loss(logits[:, SLOTS * self.num_characters :], batch.cells[row, place])
 
     def _reading(self, picture: PictureBatch, seen: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
         """Loss of the reading heads, and the share of characters that the last one names rightly."""
-        row, column = patch_positions(*picture.grid, 1)
         wanted = picture.characters.flatten().long()
         printed = wanted > 0
+        cells = picture.cells.flatten(0, 1)
         places = picture.places[..., None].expand(-1, -1, self.shape.hidden_size)
         weight = torch.where(printed, 1.0, 0.1)
         losses = []
         for head, index in zip(self.reading_heads, READING_LAYERS, strict=True):
             residual = seen[index].gather(1, places)  # (batch, image tokens, hidden)
             hidden = functional.rms_norm(residual, residual.shape[-1:])
-            logits = product(hidden, head).float()  # (batch, image tokens, classes)
-            characters, row_logits, column_logits, edge_logits = self._split(logits)
+            logits = product(hidden, head).float().flatten(0, 1)  # (batch * image tokens, classes)
+            characters, placed = logits.tensor_split((SLOTS * self.num_characters,), dim=1)
             flat = characters.reshape(-1, self.num_characters)
             named = (functional.cross_entropy(flat, wanted, reduction="none") * weight).sum() / weight.sum()
-            frames = logits[..., 0].numel() // len(row)  # of all images and clips, two counted as one
-            placed = functional.cross_entropy(row_logits.flatten(0, 1), row.repeat(frames))
-            placed = placed + functional.cross_entropy(column_logits.flatten(0, 1), column.repeat(frames))
-            edges = functional.cross_entropy(
-                edge_logits.reshape(-1, 1 + MOST_EDGE), picture.edges.flatten(), ignore_index=0
-            )
-            losses.append(named + 0.3 * placed + 0.15 * edges)
+            losses.append(named + 0.3 * place_loss(placed, cells))
         right = (flat.argmax(-1) == wanted)[printed].float().mean()
         return torch.stack(losses).mean(), right
 
