@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from random import Random
@@ -104,6 +105,12 @@ def batch_of(streams: list[Conversed], shape: NanoShape) -> Batch:
         mention_pointers=torch.tensor(mention_pointers, dtype=torch.long).view(-1, 3),
         kinds=tuple(one.kind for one in streams),
     )
+
+
+def stand_back(_worker: int) -> None:
+    """Let a worker render when a training step leaves a core idle: else both threads of the step wait for it."""
+    torch.set_num_threads(1)
+    os.nice(19)
 
 
 @dataclass(eq=False)

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, FunctionCtx
 from torch.nn import functional
 
-from ernie_local.model.rope import rotate_pairs
 from nano.shape import NanoShape
 
 CAPACITY_STEP = 256  # tokens
@@ -33,18 +32,26 @@ class SwiGlu(nn.Module):
         return product(functional.silu(gate) * up, self.down)
 
 
-def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Plain causal attention; backward faster than the fused CPU kernel.
+def unfused_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Plain attention; backward faster than the fused CPU kernel.
 
-    All inputs (batch, heads, tokens, head_dim); returns the mix in the same shape, and the scores before the
-    softmax, (batch, heads, tokens, tokens).
+    query: (batch, heads, tokens, head_dim), key and value with as many heads or a divisor of them; mask
+    (tokens, tokens) is added. Returns the mix, shaped like the query, and the scores before the softmax,
+    (batch, heads, tokens, tokens).
     """
     batch, heads, tokens, head_dim = query.shape
-    query = query.flatten(0, 1) * head_dim**-0.5
-    scores = torch.bmm(query, key.flatten(0, 1).mT)  # (batch * heads, tokens, tokens)
-    scores = scores + torch.full((tokens, tokens), -1e4, dtype=scores.dtype).triu(1)
-    mixed = torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view(batch, heads, tokens, head_dim)
-    return mixed, scores.view(batch, heads, tokens, tokens)
+    groups = heads // key.shape[1]
+    # (batch * key heads, groups * tokens, head_dim): all that look at one key are rows of one product
+    query = (query * head_dim**-0.5).reshape(-1, groups * tokens, head_dim)
+    key, value = key.flatten(0, 1), value.flatten(0, 1)
+    if mask is None:
+        scores = torch.bmm(query, key.mT)
+    else:
+        scores = torch.baddbmm(mask.to(query.dtype).repeat(groups, 1), query, key.mT)
+    mixed = torch.bmm(scores.softmax(-1), value)
+    return mixed.view(batch, heads, tokens, head_dim), scores.view(batch, heads, tokens, tokens)
 
 
 class PlaceRows(Function):
@@ -126,7 +133,7 @@ class TrainedBank(nn.Module):
         gate, up = torch.bmm(rows, self.gate_up.bfloat16()).chunk(2, dim=-1)  # (experts, capacity, inner)
         rows = torch.bmm(functional.silu(gate) * up, self.down.bfloat16()).view(-1, width)
         rows = place_rows(rows, place_of_choice, choice_of_place).view(tokens, self.top_k, width)
-        return (weights.unsqueeze(-1) * rows).sum(1)
+        return torch.bmm(weights.bfloat16().unsqueeze(1), rows).squeeze(1).float()
 
     @torch.no_grad()
     def balance(self, speed: float) -> None:
@@ -154,7 +161,7 @@ class Layer(nn.Module):
             self.banks["text"] = TrainedBank(shape, shape.text_expert_size)
             self.banks["vision"] = TrainedBank(shape, shape.vision_expert_size)
 
-    def attention(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    def attention(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
         """Causal attention over (batch, tokens, width), and its scores (batch, heads, tokens, tokens).
 
         Padding lies at the end, where nothing looks.
@@ -162,34 +169,34 @@ class Layer(nn.Module):
         batch, tokens, width = x.shape
         shape = self.shape
         kv_width = shape.num_key_value_heads * shape.head_dim
-        parts = product(x, self.qkv).split((width, kv_width, kv_width), dim=-1)
-        # (batch * tokens, heads, head_dim): every conversation has its own positions
-        query, key, value = (part.reshape(batch * tokens, -1, shape.head_dim) for part in parts)
-        query, key = rotate_pairs(query, *angles), rotate_pairs(key, *angles)
-        query, key, value = (
-            states.view(batch, tokens, -1, shape.head_dim).transpose(1, 2) for states in (query, key, value)
-        )
-        groups = shape.num_heads // shape.num_key_value_heads
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
-        mixed, scores = causal_attention(query, key, value)
+        turned, value = product(x, self.qkv).split((width + kv_width, kv_width), dim=-1)
+        # (batch * tokens, heads and key heads, head_dim / 2): every conversation has its own positions
+        pairs = torch.view_as_complex(turned.float().reshape(batch * tokens, -1, shape.head_dim // 2, 2))
+        turned = torch.view_as_real(pairs * turns[:, None]).to(value.dtype)
+        # (batch, tokens, heads of all three, head_dim) -> (batch, heads of each, tokens, head_dim)
+        turned = turned.view(batch, tokens, -1, shape.head_dim).transpose(1, 2)
+        query, key = turned.tensor_split((shape.num_heads,), dim=1)
+        value = value.reshape(batch, tokens, -1, shape.head_dim).transpose(1, 2)
+        hidden = torch.full((tokens, tokens), -1e4).triu(1)
+        mixed, scores = unfused_attention(query, key, value, hidden)
         return product(mixed.transpose(1, 2).reshape(batch, tokens, width), self.out), scores
 
     def forward(
         self,
         x: Tensor,
-        angles: tuple[Tensor, Tensor],
+        turns: Tensor,
         rows: dict[str, Tensor],
         shared_scale: Tensor | None = None,
         only: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(batch, tokens, width) float32 -> (batch * tokens, width), and the attention's scores.
 
-        `angles`: cosines and sines, (batch * tokens, head_dim / 2); `only`: of batch * tokens, those that go
+        `turns`: by position, (batch * tokens, head_dim / 2) complex; `only`: of batch * tokens, those that go
         on from the attention, None for all; `rows`: of these, those of each bank. `shared_scale` (batch *
         tokens, 1) multiplies what the shared expert says, in training only.
         """
         width = x.shape[-1]
-        mixed, scores = self.attention(functional.rms_norm(x, (width,), self.norm1, 1e-5), angles)
+        mixed, scores = self.attention(functional.rms_norm(x, (width,), self.norm1, 1e-5), turns)
         flat = (x + mixed).view(-1, width)
         if only is not None:
             flat = flat[only]

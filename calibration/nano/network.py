@@ -139,15 +139,14 @@ class NanoNetwork(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def _angles(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cosines and sines, (batch * tokens, head_dim / 2)."""
+    def _turns(self, batch: Batch) -> Tensor:
+        """What the pairs of a head are multiplied by, (batch * tokens, head_dim / 2) complex."""
         height, width, time = self.shape.mrope_section
         index = torch.arange(height + width + time)
         axis = torch.where(index >= height + width, 0, torch.where(index % 2 == 0, 1, 2))
         frequencies = self.shape.rope_theta ** (-2.0 * index / self.shape.head_dim)
         angles = batch.positions[:, axis].mT * frequencies  # (batch, tokens, head_dim / 2)
-        flat = angles.flatten(0, 1)
-        return flat.cos(), flat.sin()
+        return torch.polar(torch.ones_like(angles), angles).flatten(0, 1)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor, dict[int, Tensor], dict[int, Tensor]]:
         """Hidden states before the scored positions, their labels, and by layer: the residual behind it (not
@@ -159,20 +158,20 @@ class NanoNetwork(nn.Module):
         flat_vision = batch.is_vision.reshape(-1)
         is_text = batch.valid.reshape(-1) & ~flat_vision
         rows = {"text": is_text.nonzero().squeeze(1), "vision": flat_vision.nonzero().squeeze(1)}
-        angles = self._angles(batch)
+        turns = self._turns(batch)
         seen: dict[int, Tensor] = {}
         scores: dict[int, Tensor] = {}
         drops = self.training and batch.pictures
         *before, last = self.layers
         for index, layer in enumerate(before):
             shared_scale = self._shared_scale(batch.is_vision) if drops else None
-            flat, scores[index] = layer(x, angles, rows, shared_scale)
+            flat, scores[index] = layer(x, turns, rows, shared_scale)
             x = seen[index] = flat.view_as(x)
         # Nothing else is read behind the last layer: text tokens, as an answer never follows a picture.
         labels = functional.pad(batch.labels[:, 1:], (0, 1), value=-100).reshape(-1)
         scored = (labels >= 0).nonzero().squeeze(1)
         own = {"text": torch.arange(len(scored))}
-        x, scores[len(before)] = last(x, angles, own, only=scored)
+        x, scores[len(before)] = last(x, turns, own, only=scored)
         return functional.rms_norm(x, x.shape[-1:], self.norm, 1e-5), labels[scored], seen, scores
 
     def _shared_scale(self, is_vision: Tensor) -> Tensor:

@@ -18,17 +18,16 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic of Jordan et al.
 
 def orthogonalize(matrices: Tensor, steps: int = 4) -> Tensor:
     """Nearest (semi-)orthogonal matrices, roughly; (..., rows, columns), computed in bfloat16."""
-    x = matrices.bfloat16()
-    tall = x.shape[-2] > x.shape[-1]
-    if tall:
-        x = x.mT
+    stack = matrices.bfloat16().flatten(0, -3) if matrices.dim() > 2 else matrices.bfloat16()[None]
+    tall = stack.shape[-2] > stack.shape[-1]
+    x = stack.mT if tall else stack
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    update: Tensor = x.mT if tall else x
-    return update.float()
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return (x.mT if tall else x).float().reshape(matrices.shape)
 
 
 class Muon(torch.optim.Optimizer):

@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from ernie_calibration.drawn_image import VARIED_LOOK
 from ernie_local.files import replaced
-from nano.batches import BatchMaker
+from nano.batches import BatchMaker, stand_back
 from nano.layers import TrainedBank, product
 from nano.network import Batch, NanoNetwork
 from nano.optimizer import Muon
@@ -312,10 +312,7 @@ def train(
         maker = BatchMaker(
             stage.streams, str(work / "tokenizer.model"), network.shape, seed * 1_000_003 + run.step
         )
-        # One worker process, which renders on one thread.
-        loader = DataLoader(
-            maker, None, num_workers=1, prefetch_factor=4, worker_init_fn=lambda _: torch.set_num_threads(1)
-        )
+        loader = DataLoader(maker, None, num_workers=1, prefetch_factor=4, worker_init_fn=stand_back)
         batches = iter(loader)
         recent: list[list[float]] = []
         started = time.perf_counter()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ernie_local.model.rope import patch_positions
-from nano.layers import product
+from nano.layers import product, unfused_attention
 from nano.shape import NanoShape
 
 
@@ -40,7 +40,7 @@ class TrainedVisionBlock(nn.Module):
             turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
             return (x.float() * cos + turned.float() * sin).bfloat16()
 
-        mixed = functional.scaled_dot_product_attention(rotate(query), rotate(key), value)
+        mixed, _ = unfused_attention(rotate(query), rotate(key), value)
         return linear(self.proj, mixed.transpose(1, 2).reshape(batch, patches, size))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
