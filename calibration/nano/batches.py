@@ -1,4 +1,4 @@
-"""Makes batches of conversations in a worker process; a stage mixes streams by weight."""
+"""Makes batches of conversations in worker processes; a stage mixes streams by weight."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from random import Random
 import numpy
 import sentencepiece
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from ernie_calibration.clips import FRAMES_JOINED
 from ernie_local.config import MediaTokens
@@ -108,14 +108,14 @@ def batch_of(streams: list[Conversed], shape: NanoShape) -> Batch:
 
 
 def stand_back(_worker: int) -> None:
-    """Let a worker render when a training step leaves a core idle: else both threads of the step wait for it."""
+    """Let workers render while a step leaves a core idle: else both of its threads wait for them."""
     torch.set_num_threads(1)
     os.nice(19)
 
 
 @dataclass(eq=False)
 class BatchMaker(IterableDataset[Batch]):
-    """An endless stream of batches, decided by `seed` alone."""
+    """An endless stream of batches for each worker, decided by `seed` and the worker's number alone."""
 
     streams: tuple[Stream, ...]
     tokenizer_path: str
@@ -126,7 +126,8 @@ class BatchMaker(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         """Batches for ever."""
         tokenizer = sentencepiece.SentencePieceProcessor(model_file=self.tokenizer_path)
-        random = Random(self.seed)
+        worker = get_worker_info()
+        random = Random(self.seed if worker is None else f"{self.seed}/{worker.id}")
         weights = [stream.weight for stream in self.streams]
         while True:
             yield self.make(random.choices(self.streams, weights)[0], random, tokenizer)

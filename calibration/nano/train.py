@@ -312,7 +312,7 @@ def train(
         maker = BatchMaker(
             stage.streams, str(work / "tokenizer.model"), network.shape, seed * 1_000_003 + run.step
         )
-        loader = DataLoader(maker, None, num_workers=1, prefetch_factor=4, worker_init_fn=stand_back)
+        loader = DataLoader(maker, None, num_workers=2, prefetch_factor=4, worker_init_fn=stand_back)
         batches = iter(loader)
         recent: list[list[float]] = []
         started = time.perf_counter()
