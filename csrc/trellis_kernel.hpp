@@ -18,7 +18,7 @@ constexpr int kDecided = 24;           // columns that are decided at a time: so
 constexpr int kLookAhead = 24;         // columns after them that have a say
 constexpr int kLongestRing = 24;       // up to so many columns, every state is tried as the first one
 static_assert(kLongestRing <= kDecided && kLongestStretch <= kDecided, "arrays are that long");
-constexpr float kNoWay = 1e30f;        // the cost of a state that cannot be
+constexpr float kNoWay = INFINITY;     // the cost of a state that cannot be
 
 // Of a code's second bit and a window, less the zero. Mirrors pairs_of_windows in ernie_local/packing/trellis.py.
 struct WindowLevels {

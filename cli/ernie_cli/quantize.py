@@ -87,7 +87,8 @@ class ExpertObject:
     expert: int
     tokens: int  #: Calibration tokens that the router sent to it.
     effective_tokens: float
-    """(sum w)^2 / sum w^2 of their squared router weights w; 0: made from the prior alone."""
+    """(sum w)^2 / sum w^2 of their weights w; 0: made from the prior alone. A weight is the squared router
+    weight, with --by-answers times the root of the gradient's length."""
     gate_up_error: float
     """Share of the power of the outputs of gate and up that was lost, over the second moments that were
     used."""
@@ -182,11 +183,14 @@ def _check_statistics(path: Path) -> None:
 
 def _quantize(job: Job, options: QuantizeOptions, console: Console, result: QuantizeResult) -> None:
     from ernie_cli.calibration_samples import draw_sequences
+    from ernie_quant.pipeline import check_memory
 
     most_memory = None if options.max_ram is None else parse_bytes(options.max_ram, "max_ram")
     sequences = draw_sequences(job.source, options, console) if options.method == "gptq" else []
     job = replace(job, sequences=sequences, most_memory=most_memory)
     if options.is_mixed:
+        if most_memory is not None:
+            check_memory(job)  # with the smallest formats, before measuring takes hours
         job = _mixed_job(job, options, sequences, console)
     if options.dry_run:
         _tell_plan(job, options, console, result)

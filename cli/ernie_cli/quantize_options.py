@@ -151,23 +151,18 @@ def check_quantize_options(options: QuantizeOptions) -> None:
             "one limits the size of the checkpoint, the other the memory of a GPU",
             "use one of them",
         )
-    if options.fit is not None and options.bits not in ("mixed", None):
-        raise UsageError(
-            f"--fit {options.fit} with --bits {options.bits}",
-            "--fit chooses the bits of the experts",
-            "use one of them",
-        )
+    for given, size in (("--fit", options.fit), ("--target-size", options.target_size)):
+        if size is not None and options.bits not in ("mixed", None):
+            raise UsageError(
+                f"{given} {size} with --bits {options.bits}",
+                f"{given} chooses the bits of the experts",
+                "use one of them",
+            )
     if options.is_mixed and options.method != "gptq":
         raise UsageError(
             f"mixed bits with --method {options.method}",
             "what bits are worth is measured on calibration samples, which only gptq uses",
             "use --method gptq, or --bits 4 or 2",
-        )
-    if options.by_answers and options.method != "gptq":
-        raise UsageError(
-            f"--by-answers with --method {options.method}",
-            "answers are those of calibration samples, which only gptq uses",
-            "use --method gptq, or remove --by-answers",
         )
     if options.dual and options.is_mixed:
         raise UsageError(
@@ -191,6 +186,7 @@ def check_quantize_options(options: QuantizeOptions) -> None:
             "only what is downloaded from the hub is deleted",
             "remove --keep-source, or name the source hf:ORG/NAME",
         )
-    for name, text in (("target_size", options.target_size), ("fit", options.fit)):
+    sizes = ("target_size", options.target_size), ("fit", options.fit), ("max_ram", options.max_ram)
+    for name, text in sizes:
         if text is not None:
             parse_bytes(text, name)

@@ -72,6 +72,10 @@ def _fitted(
         console.note(line)
     if fit.bits is None:
         return replace(options, dense=fit.dense), fit
+    if options.statistics is not None:
+        console.note(
+            f"{options.statistics} is not read: no bits are mixed, every expert gets --bits {fit.bits}"
+        )
     return replace(options, bits=fit.bits, dense=fit.dense, fit=None, statistics=None), fit
 
 

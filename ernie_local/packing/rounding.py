@@ -16,6 +16,7 @@ from ernie_local.packing.matrix import W8_ZERO, per_column
 from ernie_local.packing.trellis import nearest_codes
 
 LEAST_SCALE = 1e-12  # of a group of equal weights
+LEAST_HALF = 2.0**-24  # the smallest fp16 that is not zero
 # A level of w2t, as a share of the eighth root of the mean eighth power of a group's weights. The few largest
 # weights say what a scale has to reach: by the root mean square a fifth more is lost where tails are heavy.
 TRELLIS_STEP = 0.131
@@ -47,8 +48,7 @@ def round_to_nearest(weights: Tensor, low_bit: LowBitFormat) -> QuantizedMatrix:
 
 def to_scales(values: Tensor) -> Tensor:
     """As fp16 and never zero: codes are divided by them."""
-    scales = values.half()
-    return torch.where(scales > 0, scales, torch.finfo(torch.float16).smallest_normal)
+    return values.clamp(min=LEAST_HALF).half()
 
 
 def _symmetric(exact: Tensor, groups: Tensor, low_bit: LowBitFormat) -> QuantizedMatrix:
@@ -83,7 +83,10 @@ def trellis_scales(
     )  # (rows, groups), (groups,)
     wanted = (powers / counts).pow(1 / 8) * largest * TRELLIS_STEP
     # No level means zero: where all weights are, or too small for fp16, the row's scale has to be.
-    row_scales = (wanted.amax(-1) / TRELLIS_SCALES[-1]).half()
+    largest_step = wanted.amax(-1)
+    row_scales = (largest_step / TRELLIS_SCALES[-1]).clamp(min=LEAST_HALF)
+    # Levels twice as wide as wanted lose less than zeros.
+    row_scales = row_scales.where(largest_step >= TRELLIS_SCALES[0] * LEAST_HALF / 2, 0.0).half()
     return nearest_scales(wanted, row_scales), row_scales
 
 

@@ -77,8 +77,6 @@ def convex_hull(options: Sequence[Option]) -> list[Option]:
             continue
         while len(hull) > 1 and _gain(hull[-2], hull[-1]) <= _gain(hull[-1], option):
             hull.pop()
-        if len(hull) == 1 and option.num_bytes == hull[0].num_bytes:
-            continue
         hull.append(option)
     return hull
 

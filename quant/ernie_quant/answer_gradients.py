@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from ernie_calibration.sequences import EncodedSample
 from ernie_local.config import ModelConfig
+from ernie_local.errors import ErnieLocalError
 from ernie_local.loading.build import build_layer
 from ernie_local.model.attention import ChunkAttention
 from ernie_local.model.decoder import DecoderLayer
@@ -28,7 +29,7 @@ from ernie_local.model.layers import RMSNorm
 from ernie_local.model.moe import served_tokens
 from ernie_local.model.rope import TextRope
 from ernie_quant.exact_path import ExactPath
-from ernie_quant.expert import ExpertWeights, gradient_directions
+from ernie_quant.expert import ExpertWeights, gradient_directions, gradient_lengths
 from ernie_quant.hessian import second_moments
 from ernie_quant.layer import CHUNK_TOKENS, StateFiles, attend_layer
 from ernie_quant.source import BLOCK_ROWS, FloatSource
@@ -84,9 +85,8 @@ class AnswerGradients:
     def output_side(self, layer_id: int, rows: Tensor) -> Tensor:
         """Second moments of their directions, weighted by their lengths; of trace 1, or zeros."""
         gradients, _ = self.of_rows(layer_id, rows)
-        lengths = torch.cat([part.norm(dim=1) for part in gradients] or [torch.zeros(0)])
         size = self.path.config.text.hidden_size
-        return second_moments(map(gradient_directions, gradients), lengths, size).matrix
+        return second_moments(map(gradient_directions, gradients), gradient_lengths(gradients), size).matrix
 
     def begin(self) -> None:
         """Write the gradients at the last layer's output, when the tokens have run through all layers."""
@@ -96,6 +96,7 @@ class AnswerGradients:
         with path.files.open(last + 1) as states, self.files.open(last, is_new=True) as gradients:
             for rows in positions.split(POSITIONS_AT_A_TIME):
                 found = _head_gradients(path.source, path.config, states.read(rows), generator)
+                _check_finite(found, last)
                 gradients.write(rows, found)
             gradients.sync()
 
@@ -113,6 +114,7 @@ class AnswerGradients:
             attend_layer(layer, path.config, path.table, states, attended)
             step = _LayerBackward(path, layer, layer_id)
             found = step.through_mlp(attended, gradients.read(slice(None)))
+            _check_finite(found, layer_id)
             step.through_attention(states, found, before)
             before.sync()
 
@@ -129,6 +131,15 @@ class GradientRows:
         with self.files.open(self.layer_id) as gradients:
             for rows in self.rows.split(CHUNK_TOKENS) if len(self.rows) else ():
                 yield gradients.read(rows)
+
+
+def _check_finite(gradients: Tensor, layer_id: int) -> None:
+    if not bool(gradients.isfinite().all()):
+        raise ErnieLocalError(
+            f"gradients of the answers at layer {layer_id} are not finite",
+            "weights of the source behind it are too large for a pass back, or damaged",
+            "verify the source checkpoint, or quantize without --by-answers",
+        )
 
 
 def gradient_sequences(sequences: Sequence[EncodedSample], config: ModelConfig) -> Sequence[EncodedSample]:
@@ -154,45 +165,54 @@ class _LayerBackward:
 
     def through_mlp(self, attended: RowFile, gradients: Tensor) -> Tensor:
         """Gradients at the hidden states with attention, from those at the layer's output."""
-        moe, mlp = self.layer.moe, self.layer.mlp
+        moe, mlp, norm = self.layer.moe, self.layer.mlp, self.layer.post_attention_layernorm
         inner = mlp if moe is None else moe.shared_experts
-        found = gradients.clone()
-        for start in range(0, attended.num_rows, CHUNK_TOKENS):
-            rows = slice(start, min(start + CHUNK_TOKENS, attended.num_rows))
+        starts = range(0, attended.num_rows, CHUNK_TOKENS)
+        chunks = [slice(start, min(start + CHUNK_TOKENS, attended.num_rows)) for start in starts]
+        normed = torch.cat([norm(attended.read(rows)) for rows in chunks])
+        wanted = torch.zeros_like(normed)  # gradients at `normed`
+        for rows in chunks if inner is not None else ():
+            assert inner is not None
+            with torch.enable_grad():
+                leaf = normed[rows].requires_grad_()
+                (wanted[rows],) = torch.autograd.grad(inner(leaf), leaf, gradients[rows])
+        if moe is not None:
+            self._add_experts(normed, gradients, wanted)
+        for rows in chunks:
             with torch.enable_grad():
                 hidden = attended.read(rows).requires_grad_()
-                normed = self.layer.post_attention_layernorm(hidden)
-                leaf = normed.detach().requires_grad_()
-                wanted = torch.zeros_like(leaf)
-                if inner is not None:
-                    (wanted,) = torch.autograd.grad(inner(leaf), leaf, gradients[rows])
-                if moe is not None:
-                    self._add_experts(leaf, rows, gradients[rows], wanted)
-                (own,) = torch.autograd.grad(normed, hidden, wanted)
-            found[rows] += own
-        return found
+                (own,) = torch.autograd.grad(norm(hidden), hidden, wanted[rows])
+            wanted[rows] = own + gradients[rows]
+        return wanted
 
-    def _add_experts(self, leaf: Tensor, rows: slice, gradients: Tensor, wanted: Tensor) -> None:
-        """Add to `wanted` the gradients at `leaf`, (tokens, hidden_size), of its routed experts."""
+    def _add_experts(self, normed: Tensor, gradients: Tensor, wanted: Tensor) -> None:
+        """Add to `wanted` the gradients at `normed`, (tokens, hidden_size), of its routed experts.
+
+        Each expert is read once, for all tokens.
+        """
         assert self.layer.moe is not None
         for bank in self.path.config.text.banks:
-            served = served_tokens(bank, self.path.table.is_vision[rows]).nonzero()[:, 0]
-            own = leaf.detach()[served].requires_grad_()
-            if not len(own):
+            served = served_tokens(bank, self.path.table.is_vision).nonzero()[:, 0]
+            if not len(served):
                 continue
-            ids, weights = self.layer.moe.routers[bank.name](own)
+            with torch.enable_grad():
+                own = normed[served].requires_grad_()
+                ids, weights = self.layer.moe.routers[bank.name](own)
             at_weights = torch.zeros_like(weights)
             for expert_id in range(bank.num_experts):
-                tokens, choices = (ids == expert_id).nonzero(as_tuple=True)
-                if not len(tokens):
+                visits = (ids == expert_id).nonzero()
+                if not len(visits):
                     continue
                 expert = self.path.source.expert(self.layer_id, bank.name, expert_id)
-                inputs = own.detach()[tokens].requires_grad_()
-                outputs, at_outputs = _outputs(expert, inputs), gradients[served[tokens]]
-                at_weights[tokens, choices] = (outputs.detach() * at_outputs).sum(1)
-                at_outputs = at_outputs * weights.detach()[tokens, choices, None]
-                (at_inputs,) = torch.autograd.grad(outputs, inputs, at_outputs)
-                wanted.index_add_(0, served[tokens], at_inputs)
+                for tokens, choices in (part.unbind(1) for part in visits.split(CHUNK_TOKENS)):
+                    with torch.enable_grad():
+                        inputs = normed[served[tokens]].requires_grad_()
+                        outputs = _outputs(expert, inputs)
+                    at_outputs = gradients[served[tokens]]
+                    at_weights[tokens, choices] = (outputs.detach() * at_outputs).sum(1)
+                    at_outputs = at_outputs * weights.detach()[tokens, choices, None]
+                    (at_inputs,) = torch.autograd.grad(outputs, inputs, at_outputs)
+                    wanted.index_add_(0, served[tokens], at_inputs)
             (at_own,) = torch.autograd.grad(weights, own, at_weights)
             wanted.index_add_(0, served, at_own)
 

@@ -156,7 +156,7 @@ def inner_moments(
 def _token_weights(inputs: ExpertInputs, recipe: Recipe) -> Tensor:
     weights = inputs.weights.square() if recipe.square_weights else torch.ones_like(inputs.weights)
     if inputs.gradients is not None and inputs.gradients.num_own:
-        worth = torch.cat([part.norm(dim=1) for part in inputs.gradients.own]).pow_(_WORTH_POWER)
+        worth = gradient_lengths(inputs.gradients.own).pow_(_WORTH_POWER)
         mean = worth.mean()
         if bool(mean > 0):  # tokens whose gradient is not known count as the others on average
             weights[: len(worth)] *= worth / mean
@@ -175,9 +175,8 @@ def output_sides(
     if gradients is None or not float(gradients.bank.trace()) > 0:
         return None, None
     inner_size, hidden_size = weights.gate.shape
-    lengths = torch.cat([part.norm(dim=1) for part in gradients.own] or [torch.zeros(0)])
     # Tokens without influence on any answer have no direction, and no weight.
-    token_weights = inputs.weights[: gradients.num_own].square() * lengths
+    token_weights = inputs.weights[: gradients.num_own].square() * gradient_lengths(gradients.own)
     at_down = second_moments(map(gradient_directions, gradients.own), token_weights, hidden_size)
     at_inner = second_moments(_inner_gradients(weights, inputs), token_weights, 2 * inner_size)
     even = torch.eye(2 * inner_size) / (2 * inner_size)
@@ -188,6 +187,11 @@ def output_sides(
         shrink(scaled, even, strength * 2 * inner_size),
         shrink(at_down, gradients.bank, strength * hidden_size),
     )
+
+
+def gradient_lengths(parts: Iterable[Tensor]) -> Tensor:
+    """parts: gradients, (tokens, hidden) -> (all tokens,)."""
+    return torch.cat([part.norm(dim=1) for part in parts] or [torch.zeros(0)])
 
 
 def gradient_directions(gradients: Tensor) -> Tensor:

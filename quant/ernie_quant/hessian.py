@@ -93,7 +93,7 @@ def inverse_factor(hessian: Tensor) -> Tensor:
             break
         if share > _MOST_DAMPING:
             raise ErnieLocalError(
-                f"second moments of {hessian.shape[0]} columns stay indefinite with a damping of {share:g}",
+                f"second moments of {hessian.shape[0]} columns stay indefinite at damping {share / 10:g}",
                 "inputs of the matrix are not finite, or of very different sizes",
                 "verify the source checkpoint, or calibrate on more samples",
             )

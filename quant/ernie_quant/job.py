@@ -10,6 +10,7 @@ from ernie_calibration.sequences import EncodedSample
 from ernie_local.adapters.source import AdapterSource
 from ernie_local.config import ModelConfig, QuantizationConfig
 from ernie_local.errors import UsageError
+from ernie_local.packing.formats import find_format
 from ernie_local.packing.layout import find_foreign
 from ernie_quant.foreign import FOREIGN_METHODS, check_library
 from ernie_quant.hub_source import HubSource
@@ -62,6 +63,11 @@ class Job:
         return self.recipe.method == "gptq" and bool(self.tables.experts)
 
     @property
+    def recipe_without_data(self) -> Recipe:
+        """For weights that have no second moments."""
+        return Recipe("clip") if self.recipe.method == "gptq" else self.recipe
+
+    @property
     def partial(self) -> Path:
         """The directory of the work until it is complete."""
         return partial_of(self.out)
@@ -93,6 +99,19 @@ def check_job(job: Job, config: ModelConfig) -> None:
             f"{', '.join(FOREIGN_METHODS)} make formats of their own, the other methods make ours",
             "use the format that choose_expert_format returns for the method",
         )
+    if method == "clip" and any(find_format(name).is_trellis for name in own):
+        raise UsageError(
+            f"experts in {', '.join(sorted(own))} by the method clip",
+            "a trellis has no range whose ends could be clipped",
+            "use gptq, or rtn for a quick checkpoint without calibration",
+        )
+    if job.recipe.by_answers and not _asks_answers(job, experts):
+        formats = ", ".join(sorted(experts)) or "no format"
+        raise UsageError(
+            f"gradients of the answers for experts in {formats} by the method {method}",
+            "only gptq asks them, where experts have less than 8 bits",
+            "use gptq and fewer bits, or quantize without them",
+        )
     if method in FOREIGN_METHODS:
         check_library(method)
     check_out(job.out, job.source)
@@ -100,3 +119,8 @@ def check_job(job: Job, config: ModelConfig) -> None:
         check_resume(job.partial, job.resume)
     elif job.resume == "never":
         check_empty(job.out)
+
+
+def _asks_answers(job: Job, experts: set[str]) -> bool:
+    small = {name for formats in job.tables.small_experts.values() for name in formats}
+    return job.calibrates and not all(find_format(name).has_fp16_scales for name in experts | small)

@@ -145,8 +145,6 @@ def _make_units(
     if _looks_through(job):
         units.share("parts of the source", weight_checks(checkpoint))
     source = FloatSource(checkpoint)
-    # For weights that have no second moments.
-    without_data = Recipe("clip") if job.recipe.method == "gptq" else job.recipe
     # Opening checks that every tensor of the model exists once, in its shape.
     with (
         open_checkpoint(job.partial, read_config(job.partial)) as made,
@@ -164,7 +162,7 @@ def _make_units(
                 job.sequences, config, table, source, made, units, maker, gradients, dense
             )
         for stage in stages:
-            make = partial(_make_fixed, units.files, source, config.quantization, without_data)
+            make = partial(_make_fixed, units.files, source, config.quantization, job.recipe_without_data)
             units.share("tensors", {entry.name: partial(make, entry) for entry in stage.fixed})
             if calibration is not None:
                 calibration.run(stage.layer_id)
@@ -193,7 +191,8 @@ def _unit_costs(
 ) -> dict[str, float]:
     """The cost of each unit of the work. config: with the new tables."""
     checks = check_costs(checkpoint) if _looks_through(job) else {}
-    return checks | unit_costs(config, fixed, job.sequences, job.recipe)
+    recipe = job.recipe if job.calibrates else job.recipe_without_data
+    return checks | unit_costs(config, fixed, job.sequences, recipe)
 
 
 @contextmanager
@@ -279,17 +278,8 @@ def plan_checkpoint(job: Job) -> Plan:
 
     Raises what `quantize_checkpoint` raises for impossible arguments.
     """
-    config = read_config(job.source)
-    check_job(job, config)
-    new_config = config.packed_by(job.tables)
-    adapter = read_adapters(job.lora, config)
-    with open_merged(job.source, config, adapter) as checkpoint:
-        for note in source_notes(config, checkpoint.accounts):
-            job.note(note)
-        files = CheckpointFiles(job.partial, _entries(checkpoint, new_config))
-        fixed = _fixed(job, config, files)
-        plan = _plan(job, config, files, checkpoint, make_stages(fixed, config.text), adapter)
-        costs = _unit_costs(job, new_config, fixed, checkpoint)
+    new_config = read_config(job.source).packed_by(job.tables)
+    plan, costs = _plan_without_time(job)
     if job.hub is not None and plan.download is not None:
         rate = job.hub.measure_rate()
         download = dataclasses.replace(plan.download, seconds=plan.download.num_bytes / rate)
@@ -300,6 +290,26 @@ def plan_checkpoint(job: Job) -> Plan:
     pace = _rehearsed_pace(job, new_config, costs, job.out.parent)
     seconds = pace.seconds(costs) + REPORT_SECONDS + audit_seconds(plan.weight_bytes)
     return dataclasses.replace(plan, seconds=seconds)
+
+
+def check_memory(job: Job) -> None:
+    """DoesNotFit where the job needs more than `most_memory`. Costs no time, as `plan_checkpoint` does."""
+    _plan_without_time(job)
+
+
+def _plan_without_time(job: Job) -> tuple[Plan, dict[str, float]]:
+    """The plan, and the cost of each unit."""
+    config = read_config(job.source)
+    check_job(job, config)
+    new_config = config.packed_by(job.tables)
+    adapter = read_adapters(job.lora, config)
+    with open_merged(job.source, config, adapter) as checkpoint:
+        for note in source_notes(config, checkpoint.accounts):
+            job.note(note)
+        files = CheckpointFiles(job.partial, _entries(checkpoint, new_config))
+        fixed = _fixed(job, config, files)
+        plan = _plan(job, config, files, checkpoint, make_stages(fixed, config.text), adapter)
+        return plan, _unit_costs(job, new_config, fixed, checkpoint)
 
 
 def _rehearsed_pace(job: Job, config: ModelConfig, costs: Mapping[str, float], directory: Path) -> Pace:

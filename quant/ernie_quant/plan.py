@@ -166,7 +166,7 @@ def _gradient_bytes(config: ModelConfig, sequences: Sequence[EncodedSample]) -> 
     """Gradients of all of their tokens, logits of some positions, an expert and chunks of tokens."""
     text = config.text
     inner = max((bank.expert_size for bank in text.banks), default=0)
-    rows = 4 * _gradient_tokens(config, sequences) + 8 * CHUNK_TOKENS + 2 * BLOCK_ROWS
+    rows = 6 * _gradient_tokens(config, sequences) + 8 * CHUNK_TOKENS + 2 * BLOCK_ROWS
     expert = 3 * inner * text.hidden_size + 6 * CHUNK_TOKENS * inner
     return (rows * text.hidden_size + 5 * POSITIONS_AT_A_TIME * text.vocab_size + expert) * _FLOAT
 
@@ -302,7 +302,7 @@ def _gradient_costs(config: ModelConfig, sequences: Sequence[EncodedSample]) -> 
     for layer_id, has_experts in enumerate(text.moe_layers):
         costs[f"forward {layer_id}"] = _exact_cost(config, chosen, has_experts=has_experts, tokens=tokens)
     last, first = text.num_hidden_layers - 1, text.moe_layers.index(True)
-    positions = sum(end - start for sequence in chosen for start, end in sequence.answers)
+    positions = sum(max(1, sum(end - start for start, end in one.answers)) for one in chosen)
     costs[f"answers {last}"] = 2 * positions * text.vocab_size * text.hidden_size / _GIGA
     for layer_id in range(first, last):
         costs[f"answers {layer_id}"] = 3 * costs[f"forward {layer_id + 1}"]

@@ -27,6 +27,7 @@ from ernie_local.model.decoder import DecoderLayer
 from ernie_local.model.layers import GatedMLP, Linear
 from ernie_local.model.moe import served_tokens
 from ernie_local.packing.formats import formats_for, largest_first
+from ernie_quant.answer_gradients import answer_positions
 from ernie_quant.expert import ExpertWeights
 from ernie_quant.layer import NormedTokens, Routing, attend_layer, finish_layer, route_bank
 from ernie_quant.losses import (
@@ -112,7 +113,7 @@ class Probe:
         for layer_id, has_experts in enumerate(self._config.text.moe_layers):
             states = self._run_layer(layer_id, has_experts, states)
             self._on_unit(f"layer {layer_id}", layer_id + 1, self._config.text.num_hidden_layers)
-        positions = _answer_positions(self._sequences, table)
+        positions = answer_positions(self._sequences, table)
         exact = states.read(positions)
         distance = AnswerDivergence(self._checkpoint, self._config, exact)
         result = Measurements(
@@ -250,17 +251,6 @@ def probe_sequences(sequences: Sequence[EncodedSample], most_tokens: int) -> lis
                 chosen.append(sequence)
                 room -= length
     return chosen
-
-
-def _answer_positions(sequences: Sequence[EncodedSample], table: TokenTable) -> Tensor:
-    """Rows of the tokens before each id of an answer."""
-    positions = [
-        tokens.start + index - 1
-        for sequence, tokens in zip(sequences, table.sequences(), strict=True)
-        for start, end in sequence.answers
-        for index in range(start, end)
-    ]
-    return torch.tensor(positions, dtype=torch.int64)
 
 
 def _with_rounded_matrices(layer: DecoderLayer) -> DecoderLayer:

@@ -10,7 +10,7 @@ import torch
 
 from ernie_local.errors import UsageError
 from ernie_local.packing import LowBitFormat, QuantizedMatrix
-from ernie_local.packing.rounding import round_to_nearest, trellis_scales
+from ernie_local.packing.rounding import LEAST_HALF, round_to_nearest, trellis_scales
 from ernie_quant.gptq import choose_codes, order_and_factor
 from ernie_quant.grid import grid_of, round_to_grid, search_grid
 from ernie_quant.hessian import damped
@@ -74,6 +74,8 @@ def quantize_matrix(
     if recipe.method != "gptq":
         return round_to_grid(weights, search_grid(weights, low_bit))
     assert moments is not None, recipe.method
+    # A row below every fp16 scale is zero, or one column's error would be spread over the others.
+    weights = weights.where(weights.abs().amax(1, keepdim=True) >= LEAST_HALF, 0.0)
     side = None if output_side is None else damped(output_side, OUTPUT_DAMPING)
     return quantize_calibrated(weights, low_bit, damped(moments), side, recipe.sweeps)
 

@@ -194,7 +194,7 @@ class _Block:
 
 
 def _blocks(columns: int, sweep: int) -> Iterator[_Block]:
-    """All columns, in stretches whose ends lie elsewhere in every sweep."""
+    """All columns, in stretches; in longer paths their ends lie elsewhere from sweep to sweep of one call."""
     length = columns // TRELLIS_STRIDE
     num_stretches = -(-length // _STRETCH)
     is_ring = length <= LONGEST_RING

@@ -119,8 +119,12 @@ def stop_drawing(*_: object) -> None:
         (("--dual", "--bits", "mixed"), 2, "--dual with mixed bits"),
         (("--dual", "--fit", "8GiB"), 2, "--dual with mixed bits"),
         (("--dual", "--method", "nf4"), 2, "experts in nf4g64"),
-        (("--by-answers", "--method", "clip"), 2, "--by-answers with --method clip"),
+        (("--by-answers", "--method", "clip"), 2, "experts in w4 by the method clip"),
+        (("--by-answers", "--bits", "8"), 2, "experts in w8 by the method gptq"),
+        (("--bits", "w2t", "--method", "clip"), 2, "experts in w2t by the method clip"),
+        (("--bits", "4", "--target-size", "9GiB"), 2, "--target-size 9GiB with --bits 4"),
         (("--max-ram", "100MiB", "--samples", "2"), 3, "100.0 MiB"),
+        (("--max-ram", "much"), 2, "not a size"),
     ],
 )
 def test_sizes_that_cannot_be_are_refused(
@@ -189,6 +193,15 @@ def test_a_size_below_the_floor_is_refused_before_anything_is_measured(
     floor = int(least.replace(",", ""))
     assert quantize(*arguments, str(floor - 1))[0] == 3
     assert quantize(*arguments, str(floor))[1]["error"]["what"] == "drawing samples"
+
+
+def test_too_much_memory_for_mixed_bits_is_told_before_measuring(
+    quantize: Quantize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ernie_quant.probe.measurements_in", stop_drawing)
+    arguments = ("nano", str(tmp_path / "out"), "--bits", "mixed", "--samples", "2", "--max-ram")
+    assert quantize(*arguments, "100MiB")[0] == 3
+    assert quantize(*arguments, "4GiB")[1]["error"]["what"] == "drawing samples"
 
 
 def test_a_gpu_below_the_floor_is_refused_before_anything_is_measured(

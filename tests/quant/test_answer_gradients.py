@@ -15,12 +15,13 @@ from ernie_local.checkpoint.format_tables import FormatChoice, format_tables
 from ernie_local.checkpoint.hub import NANO_DIRECTORY
 from ernie_local.checkpoint.reader import open_checkpoint
 from ernie_local.config import read_config
-from ernie_local.errors import Stopped
+from ernie_local.errors import ErnieLocalError, Stopped
 from ernie_local.loading.build import build_layer
 from ernie_local.model.moe import served_tokens
 from ernie_local.model.rope import TextRope, rotate_pairs
 from ernie_quant.answer_gradients import AnswerGradients, answer_positions, draw_of_information
 from ernie_quant.job import Job
+from ernie_quant.layer import StateFiles
 from ernie_quant.pipeline import quantize_checkpoint
 from ernie_quant.recipe import Recipe
 from ernie_quant.source import FloatSource
@@ -145,6 +146,20 @@ def test_a_layer_is_gone_back_through_as_by_autograd(made: AnswerGradients) -> N
     wrong = (found - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1e-12)
     assert wrong.median() < 1e-4
     assert (wrong < 1e-2).double().mean() > 0.99  # a near tie of a router may fall the other way
+
+
+def test_gradients_that_are_not_finite_are_told(made: AnswerGradients, tmp_path: Path) -> None:
+    path, layer_id = made.path, 3
+    states = StateFiles(tmp_path, "forward", path.table.num_tokens, CONFIG.text.hidden_size)
+    gradients = StateFiles(tmp_path, "gradient", path.table.num_tokens, CONFIG.text.hidden_size)
+    wrong = torch.zeros(path.table.num_tokens, CONFIG.text.hidden_size)
+    wrong[5, 7] = torch.inf
+    for files, rows in ((states, torch.load(made.files.folder / "states of layer 3")), (gradients, wrong)):
+        with files.open(layer_id, is_new=True) as file:
+            file.write(slice(None), rows)
+    broken = dataclasses.replace(made, path=dataclasses.replace(path, files=states), files=gradients)
+    with pytest.raises(ErnieLocalError, match="gradients of the answers at layer 3 are not finite"):
+        broken.go_back(layer_id)
 
 
 def test_what_comes_behind_the_last_answer_does_not_matter(made: AnswerGradients) -> None:

@@ -13,6 +13,7 @@ from ernie_local.packing.rounding import round_to_nearest
 from ernie_quant.gptq import gptq
 from ernie_quant.grid import ScaleGrid, grid_of, round_to_grid, search_grid
 from ernie_quant.hessian import damped, second_moments
+from ernie_quant.recipe import QuantizationMethod, Recipe, quantize_matrix
 from ernie_quant.refine import output_error, refine
 
 pytestmark = [
@@ -201,6 +202,19 @@ def test_constant_and_zero_weights_survive_every_step(name: str) -> None:
     values = dequantize(refined)
     assert bool(values.isfinite().all())
     assert torch.allclose(values[:2], weights[:2], rtol=0.1, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", [*ASYMMETRIC, "w2t"])
+@pytest.mark.parametrize("method", ["gptq", "rtn"])
+def test_rows_of_small_weights_lose_no_more_than_others(name: str, method: QuantizationMethod) -> None:
+    weights, hessian, _ = draw(64, 48, 300)
+    low_bit, recipe = find_format(name), Recipe(method)
+    usual = output_error(weights, hessian, quantize_matrix(weights, low_bit, recipe, hessian))
+    for largest, most in ((3e-5, 2 * usual), (1e-5, 0.5)):  # of fp16 scales the smallest is 6e-8
+        small = weights * (largest / weights.abs().max())
+        assert output_error(small, hessian, quantize_matrix(small, low_bit, recipe, hessian)) < most
+    gone = quantize_matrix(weights * 1e-9, low_bit, recipe, hessian)
+    assert float(dequantize(gone).abs().max()) < 1e-8
 
 
 def test_output_error_is_the_lost_power_of_the_outputs() -> None:

@@ -185,6 +185,12 @@ def test_a_weight_beyond_fp16_is_refused() -> None:
         quantize_matrix(weights, W2T, Recipe("gptq"), hessian)
 
 
+def test_inputs_of_any_size_have_the_same_path() -> None:
+    weights, hessian, _ = draw(64, 3, 200)
+    usual, huge = (quantize_matrix(weights, W2T, Recipe("gptq"), hessian * 4.0**power) for power in (0, 52))
+    assert bool((usual.codes == huge.codes).all())
+
+
 def test_an_expert_without_tokens_is_quantized_as_if_columns_were_alike() -> None:
     weights, _, _ = draw(64, 16, 200)
     nothing = second_moments([], torch.zeros(0), 64).matrix

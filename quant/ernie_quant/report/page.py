@@ -159,8 +159,9 @@ def _plots(contents: ReportContents) -> Iterator[ReportPlot]:
         effective = {key: report.effective_tokens for key, report in reports.items()}
         caption = (
             "How many tokens of equal weight would tell as much: an expert that gives most of its tokens a "
-            "small weight has few. It is (sum w)^2 / sum w^2 of their squared router weights w. Red: none, "
-            "quantized from the tokens of its bank alone."
+            "small weight has few. It is (sum w)^2 / sum w^2 of their weights w: the squared router weight, "
+            "with --by-answers times the root of the gradient's length. Red: none, quantized from the "
+            "tokens of its bank alone."
         )
         yield heat_maps(effective, "Effective tokens", caption, "tokens", logarithmic=True)
     yield from _layer_plots(contents)
