@@ -161,7 +161,7 @@ class Layer(nn.Module):
             self.banks["text"] = TrainedBank(shape, shape.text_expert_size)
             self.banks["vision"] = TrainedBank(shape, shape.vision_expert_size)
 
-    def attention(self, x: Tensor, turns: Tensor) -> tuple[Tensor, Tensor]:
+    def attention(self, x: Tensor, rotations: Tensor) -> tuple[Tensor, Tensor]:
         """Causal attention over (batch, tokens, width), and its scores (batch, heads, tokens, tokens).
 
         Padding lies at the end, where nothing looks.
@@ -172,31 +172,31 @@ class Layer(nn.Module):
         turned, value = product(x, self.qkv).split((width + kv_width, kv_width), dim=-1)
         # (batch * tokens, heads and key heads, head_dim / 2): every conversation has its own positions
         pairs = torch.view_as_complex(turned.float().reshape(batch * tokens, -1, shape.head_dim // 2, 2))
-        turned = torch.view_as_real(pairs * turns[:, None]).to(value.dtype)
+        turned = torch.view_as_real(pairs * rotations[:, None]).to(value.dtype)
         # (batch, tokens, heads of all three, head_dim) -> (batch, heads of each, tokens, head_dim)
         turned = turned.view(batch, tokens, -1, shape.head_dim).transpose(1, 2)
         query, key = turned.tensor_split((shape.num_heads,), dim=1)
         value = value.reshape(batch, tokens, -1, shape.head_dim).transpose(1, 2)
-        hidden = torch.full((tokens, tokens), -1e4).triu(1)
-        mixed, scores = unfused_attention(query, key, value, hidden)
+        mask = torch.full((tokens, tokens), -1e4).triu(1)
+        mixed, scores = unfused_attention(query, key, value, mask)
         return product(mixed.transpose(1, 2).reshape(batch, tokens, width), self.out), scores
 
     def forward(
         self,
         x: Tensor,
-        turns: Tensor,
+        rotations: Tensor,
         rows: dict[str, Tensor],
         shared_scale: Tensor | None = None,
         only: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(batch, tokens, width) float32 -> (batch * tokens, width), and the attention's scores.
 
-        `turns`: by position, (batch * tokens, head_dim / 2) complex; `only`: of batch * tokens, those that go
-        on from the attention, None for all; `rows`: of these, those of each bank. `shared_scale` (batch *
-        tokens, 1) multiplies what the shared expert says, in training only.
+        `rotations`: by position, (batch * tokens, head_dim / 2) complex; `only`: of batch * tokens, those
+        that go on from the attention, None for all; `rows`: of these, those of each bank. `shared_scale`
+        (batch * tokens, 1) multiplies what the shared expert says, in training only.
         """
         width = x.shape[-1]
-        mixed, scores = self.attention(functional.rms_norm(x, (width,), self.norm1, 1e-5), turns)
+        mixed, scores = self.attention(functional.rms_norm(x, (width,), self.norm1, 1e-5), rotations)
         flat = (x + mixed).view(-1, width)
         if only is not None:
             flat = flat[only]

@@ -139,7 +139,7 @@ class NanoNetwork(nn.Module):
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
-    def _turns(self, batch: Batch) -> Tensor:
+    def _rotations(self, batch: Batch) -> Tensor:
         """What the pairs of a head are multiplied by, (batch * tokens, head_dim / 2) complex."""
         height, width, time = self.shape.mrope_section
         index = torch.arange(height + width + time)
@@ -158,20 +158,20 @@ class NanoNetwork(nn.Module):
         flat_vision = batch.is_vision.reshape(-1)
         is_text = batch.valid.reshape(-1) & ~flat_vision
         rows = {"text": is_text.nonzero().squeeze(1), "vision": flat_vision.nonzero().squeeze(1)}
-        turns = self._turns(batch)
+        rotations = self._rotations(batch)
         seen: dict[int, Tensor] = {}
         scores: dict[int, Tensor] = {}
         drops = self.training and batch.pictures
         *before, last = self.layers
         for index, layer in enumerate(before):
             shared_scale = self._shared_scale(batch.is_vision) if drops else None
-            flat, scores[index] = layer(x, turns, rows, shared_scale)
+            flat, scores[index] = layer(x, rotations, rows, shared_scale)
             x = seen[index] = flat.view_as(x)
         # Nothing else is read behind the last layer: text tokens, as an answer never follows a picture.
         labels = functional.pad(batch.labels[:, 1:], (0, 1), value=-100).reshape(-1)
         scored = (labels >= 0).nonzero().squeeze(1)
         own = {"text": torch.arange(len(scored))}
-        x, scores[len(before)] = last(x, turns, own, only=scored)
+        x, scores[len(before)] = last(x, rotations, own, only=scored)
         return functional.rms_norm(x, x.shape[-1:], self.norm, 1e-5), labels[scored], seen, scores
 
     def _shared_scale(self, is_vision: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ernie_calibration.sequences import EncodedSample
 from ernie_local.config import ModelConfig
-from ernie_local.errors import ErnieLocalError
+from ernie_local.errors import ErnieLocalError, parameter
 from ernie_local.loading.build import build_layer
 from ernie_local.model.attention import ChunkAttention
 from ernie_local.model.decoder import DecoderLayer
@@ -138,7 +138,7 @@ def _check_finite(gradients: Tensor, layer_id: int) -> None:
         raise ErnieLocalError(
             f"gradients of the answers at layer {layer_id} are not finite",
             "weights of the source behind it are too large for a pass back, or damaged",
-            "verify the source checkpoint, or quantize without --by-answers",
+            f"verify the source checkpoint, or quantize without {parameter('by_answers')}",
         )
 
 
@@ -171,11 +171,11 @@ class _LayerBackward:
         chunks = [slice(start, min(start + CHUNK_TOKENS, attended.num_rows)) for start in starts]
         normed = torch.cat([norm(attended.read(rows)) for rows in chunks])
         wanted = torch.zeros_like(normed)  # gradients at `normed`
-        for rows in chunks if inner is not None else ():
-            assert inner is not None
-            with torch.enable_grad():
-                leaf = normed[rows].requires_grad_()
-                (wanted[rows],) = torch.autograd.grad(inner(leaf), leaf, gradients[rows])
+        if inner is not None:
+            for rows in chunks:
+                with torch.enable_grad():
+                    leaf = normed[rows].requires_grad_()
+                    (wanted[rows],) = torch.autograd.grad(inner(leaf), leaf, gradients[rows])
         if moe is not None:
             self._add_experts(normed, gradients, wanted)
         for rows in chunks:

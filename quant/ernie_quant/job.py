@@ -9,7 +9,7 @@ from pathlib import Path
 from ernie_calibration.sequences import EncodedSample
 from ernie_local.adapters.source import AdapterSource
 from ernie_local.config import ModelConfig, QuantizationConfig
-from ernie_local.errors import UsageError
+from ernie_local.errors import UsageError, parameter
 from ernie_local.packing.formats import find_format
 from ernie_local.packing.layout import find_foreign
 from ernie_quant.foreign import FOREIGN_METHODS, check_library
@@ -108,9 +108,9 @@ def check_job(job: Job, config: ModelConfig) -> None:
     if job.recipe.by_answers and not _asks_answers(job, experts):
         formats = ", ".join(sorted(experts)) or "no format"
         raise UsageError(
-            f"gradients of the answers for experts in {formats} by the method {method}",
-            "only gptq asks them, where experts have less than 8 bits",
-            "use gptq and fewer bits, or quantize without them",
+            f"{parameter('by_answers')} for experts in {formats} by the method {method}",
+            "only gptq asks the answers, and only for experts of less than 8 bits",
+            f"use gptq with less than 8 bits, or remove {parameter('by_answers')}",
         )
     if method in FOREIGN_METHODS:
         check_library(method)

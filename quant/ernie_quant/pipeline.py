@@ -278,7 +278,6 @@ def plan_checkpoint(job: Job) -> Plan:
 
     Raises what `quantize_checkpoint` raises for impossible arguments.
     """
-    new_config = read_config(job.source).packed_by(job.tables)
     plan, costs = _plan_without_time(job)
     if job.hub is not None and plan.download is not None:
         rate = job.hub.measure_rate()
@@ -287,13 +286,14 @@ def plan_checkpoint(job: Job) -> Plan:
     if not job.calibrates:
         return plan
     job.out.parent.mkdir(parents=True, exist_ok=True)
+    new_config = read_config(job.source).packed_by(job.tables)
     pace = _rehearsed_pace(job, new_config, costs, job.out.parent)
     seconds = pace.seconds(costs) + REPORT_SECONDS + audit_seconds(plan.weight_bytes)
     return dataclasses.replace(plan, seconds=seconds)
 
 
 def check_memory(job: Job) -> None:
-    """DoesNotFit where the job needs more than `most_memory`. Costs no time, as `plan_checkpoint` does."""
+    """DoesNotFit where the job needs more than `most_memory`; rehearses nothing, unlike `plan_checkpoint`."""
     _plan_without_time(job)
 
 

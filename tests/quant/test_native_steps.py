@@ -40,7 +40,9 @@ def test_compiled_steps_choose_as_torch_does(
     # Refined 8-bit scales are nearly flat in their cost, so of these only the error is compared.
     for one, other in zip(compiled[:2], plain[:2], strict=True):
         assert (one.codes == other.codes).float().mean() > 0.98
-        assert (one.scales.int() - other.scales.int()).abs().max() <= 1
+        apart = (one.scales.int() - other.scales.int()).abs()
+        assert apart.max() <= 1
+        assert (apart > 0).sum() <= max(1, 0.02 * apart.numel())
     for one, other in zip(compiled, plain, strict=True):
         assert output_error(weights, hessian, one) == pytest.approx(
             output_error(weights, hessian, other), rel=0.02
