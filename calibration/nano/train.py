@@ -128,7 +128,7 @@ READING_STAGES = (
 )
 STARTED_STAGES = (
     Stage("skills", 2000, ALL_SKILLS, 1.8e-3, 1.1e-3, 0.5, 0.2),
-    Stage("practice", 3000, ALL_SKILLS, 1.1e-3, 3e-5, 0.4, 0.15),
+    Stage("practice", 2700, ALL_SKILLS, 1.1e-3, 3e-5, 0.4, 0.15),
 )
 HELD_OUT = (
     Stream(("invoice", "form", "table", *CHARTS), LANDSCAPE, batch=50, weight=1.0, questions=1),

@@ -127,7 +127,7 @@ def test_a_video_is_asked_about_beside_an_image(served: str, visit: OpenVisit, t
     answer = here.ask(QUESTION)
     # nano writes spaces that Markdown does not show.
     assert answer.locator(".body").inner_text().split() == asked_by_api(served, parts).split()
-    assert "77 of images, 2,400 of videos" in answer.locator(".figures").inner_text()
+    assert "77 of images, 32 of videos" in answer.locator(".figures").inner_text()
 
 
 def test_an_answer_is_stopped_and_its_question_changed_and_asked_again(

@@ -24,8 +24,8 @@ def test_one_question_is_recorded_and_replayed(command: Command, trace: Path) ->
     assert (value["ok"], value["model"], value["trace"]) == (True, "nano", str(trace))
     assert value["prompt_tokens"] > 10
     assert value["decoded_tokens"] >= 1
-    # Of 5 layers with 16 experts: 3 matrices of 192 x 192 and 192 x 64 in bfloat16.
-    assert value["expert_bytes"] == {"text": 80 * 3 * 192 * 192 * 2, "vision": 80 * 3 * 192 * 64 * 2}
+    # Of 5 layers with 16 experts: 3 matrices of 192 x 320 and 192 x 128 in bfloat16.
+    assert value["expert_bytes"] == {"text": 80 * 3 * 192 * 320 * 2, "vision": 80 * 3 * 192 * 128 * 2}
     assert [budget["share"] for budget in value["budgets"]] == [0.25, 0.5, 0.75, 1.0]
     for budget in value["budgets"]:
         assert [policy["policy"] for policy in budget["policies"]] == ["ours", "lru", "lfu", "belady"]
@@ -34,7 +34,8 @@ def test_one_question_is_recorded_and_replayed(command: Command, trace: Path) ->
             assert text["decode_hits"] + text["decode_misses"] == value["decoded_tokens"] * 5 * 4
             assert policy["banks"]["vision"]["decode_hit_rate"] is None
         best = budget["policies"][-1]["banks"]["text"]["decode_hit_rate"]
-        assert all(policy["banks"]["text"]["decode_hit_rate"] <= best for policy in budget["policies"])
+        if budget["share"] < 1:  # where all have room, ours reads the rest beforehand
+            assert all(policy["banks"]["text"]["decode_hit_rate"] <= best for policy in budget["policies"])
 
 
 def test_the_table_has_a_line_for_each_policy_and_budget(command: Command, trace: Path) -> None:
@@ -44,7 +45,7 @@ def test_the_table_has_a_line_for_each_policy_and_budget(command: Command, trace
     assert result.exit_code == 0
     head, columns, *lines = result.stdout.splitlines()
     assert head.startswith("nano: ")
-    assert "16.9 MiB of text experts" in head
+    assert "28.1 MiB of text experts" in head
     assert columns.split() == "memory policy text hits vision hits read per token".split()
     assert [line[:11].strip() for line in lines] == ["4.0 MiB", *[""] * 4, "9.0 MiB", *[""] * 4]
     assert [line[13:22].strip() for line in lines] == ["ours 0", "ours 0.9", "lru", "lfu", "belady"] * 2

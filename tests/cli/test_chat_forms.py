@@ -75,7 +75,7 @@ def test_a_file_that_is_no_text_is_told(command: Command, no_weights: None, tmp_
 def test_nano_chooses_and_says_how_sure_it_is(command: Command) -> None:
     arguments = (
         "--choice",
-        "12.50,84.84,9.99",
+        "£12.50,£84.84,£9.99",
         "--bare-question",
         "--json",
         "--image",
@@ -83,7 +83,7 @@ def test_nano_chooses_and_says_how_sure_it_is(command: Command) -> None:
     )
     result = command("chat", "nano", "-p", "What is the total?", *arguments)
     printed = json.loads(result.stdout)
-    assert (printed["text"], printed["value"]) == ("84.84", "84.84")
+    assert (printed["text"], printed["value"]) == ("£84.84", "£84.84")
     assert 0.5 < printed["confidence"][""] <= 1
 
 

@@ -115,7 +115,7 @@ def test_boxes_have_their_mean_overlap(command: Command) -> None:
         (("nano",), 2, "CHECKPOINT"),
         (("nano", "{tmp}/missing"), 4, "cannot be found"),
         (("{tmp}/missing", "nano"), 4, "cannot be found"),
-        (("nano", "{tiny}"), 4, "has vocab_size 96, the reference 432"),
+        (("nano", "{tiny}"), 4, "has vocab_size 96, the reference 503"),
         (("nano", "nano", "--reference-cache", "{tmp}/missing/file"), 2, "cannot be written"),
         (("nano", "nano", "--reference-cache", "{tiny}/config.json"), 2, "config.json"),
         (("nano", "nano", "--samples", "0"), 2, "--samples"),

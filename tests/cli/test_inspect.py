@@ -77,7 +77,7 @@ def test_parts_of_a_plain_model_are_its_tensors(command: Command) -> None:
     assert sum(part["bytes"] for part in parts.values()) == sum(size for _, size in tensors.values())
     routed = sum(parts[name]["weights"] for name in ("text experts", "vision experts"))
     assert routed == sum(count for name, (count, _) in tensors.items() if ".experts." in name)
-    assert parts["embedding"]["weights"] == 432 * 192
+    assert parts["embedding"]["weights"] == 503 * 192
 
 
 def test_parts_of_a_published_model_are_those_of_its_layout(

@@ -85,7 +85,7 @@ def test_mixed_bits_of_an_adapted_model_are_those_of_the_merged_one(
 ) -> None:
     """What is measured, chosen and written, to the bit."""
     lora = ("--lora", f"{adapter}:0.02")
-    samples, mixed = ("--samples", "3"), ("--bits", "mixed", "--target-size", "9MiB")
+    samples, mixed = ("--samples", "3"), ("--bits", "mixed", "--target-size", "12MiB")
     merged, kept = tmp_path / "merged", tmp_path / "kept.json"
     assert command("export", "nano", str(merged), "--merge-lora", lora[1]).exit_code == 0
     assert command("calibrate", "nano", str(kept), *samples, *lora).exit_code == 0

@@ -149,7 +149,7 @@ def test_it_asks_first(
 ) -> None:
     result = answered(command, monkeypatch, answer, "models/nano")
     assert result.exit_code == 0
-    assert f"remove 28.6 MiB: {Path('models/nano')}? [y/N]" in result.stderr
+    assert f"remove 46.2 MiB: {Path('models/nano')}? [y/N]" in result.stderr
     assert copy.exists() is not is_removed
     assert ("nothing was removed" in result.stderr) is not is_removed
 

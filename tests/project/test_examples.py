@@ -145,16 +145,16 @@ def test_invoices_become_a_table(held_out: ModuleType, run_example: RunExample) 
 
 @pytest.mark.slow
 def test_receipts_that_do_not_add_up_are_named(held_out: ModuleType, run_example: RunExample) -> None:
-    answers = held_out.draw(Path("drawn"), "receipt", 4)
+    answers = held_out.draw(Path("drawn"), "receipt", 8)
     said = run_example("receipts_with_check")
-    assert "4 receipts and their lines are in receipts.csv and receipts.lines.csv" in said
+    assert "8 receipts and their lines are in receipts.csv and receipts.lines.csv" in said
     wrong = []
     for row in table("receipts.csv"):
         lines = [line for line in table("receipts.lines.csv") if line["file"] == row["file"]]
         prices = [line["price"] for line in answers[row["file"]]["lines"]]
         if [float(line["price"]) for line in lines] != prices:
             wrong.append(row["file"])
-    assert 0 < len(wrong) < 4
+    assert 0 < len(wrong) < 8
     assert all(f"look at {file}: total == sum(lines.price) (total is" in said for file in wrong)
     assert said.count("look at") == len(wrong)
 

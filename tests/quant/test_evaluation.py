@@ -301,7 +301,7 @@ def test_another_model_or_other_files_are_told(
     evaluation: Evaluation,
     tmp_path: Path,
 ) -> None:
-    with pytest.raises(ModelUnusable, match="has vocab_size 96, the reference 432"):
+    with pytest.raises(ModelUnusable, match="has vocab_size 96, the reference 503"):
         check_comparable(find_candidate("nano"), find_candidate(str(tiny_checkpoint)))
     other = dataclasses.replace(
         observed[0], asked=dataclasses.replace(observed[0].asked, prompt_identity="other")

@@ -277,7 +277,7 @@ def test_experts_get_the_bits_that_were_asked_for(measured: Measurements, bits: 
 
 
 def test_a_size_is_kept_and_used(measured: Measurements) -> None:
-    for budget in (6 << 20, 7 << 20):
+    for budget in (8 << 20, 9 << 20):
         choice = MixedTables(CONFIG, measured, "auto")
         tables = choice.of_size(budget + 1000, lambda chosen: quantized_bytes(CONFIG, chosen) + 1000)
         assert 0.98 * budget < quantized_bytes(CONFIG, tables) <= budget

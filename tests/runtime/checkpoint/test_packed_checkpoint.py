@@ -146,7 +146,7 @@ BROKEN: dict[str, tuple[Callable[[Raw, Tensors], object], str]] = {
         "'layers.1.self_attn.o_proj.weight' is there, and quantization_config says that it is packed",
     ),
     "an embedding plain and packed, as the head": (
-        weights(lambda t: t.update({"lm_head.weight": torch.zeros(432, 192)})),
+        weights(lambda t: t.update({"lm_head.weight": torch.zeros(503, 192)})),
         "'lm_head.weight' is there, and quantization_config says that it is packed",
     ),
     "a page without its header": (weights(cut_header), "page 3 of experts.2.vision.w4 begins with"),

@@ -21,7 +21,16 @@ from ernie_local.sizes import MIB
 from tests.runtime import paged_models
 from tests.runtime.caching_allocator import Block, CachingAllocator
 from tests.runtime.fake_gpu import FakeGpu, watch
-from tests.runtime.paged_models import answer_logits, build, gpu_share, ids, image_ids, paged_experts, share
+from tests.runtime.paged_models import (
+    answer_logits,
+    build,
+    gpu_share,
+    ids,
+    image_ids,
+    paged_experts,
+    plan_of,
+    share,
+)
 
 FRAME = 60 << 10
 
@@ -156,7 +165,7 @@ def test_experts_of_decode_have_the_workspace(packed_nano: Path, monkeypatch: py
     engine.decode(50)
     assert memory_of(model).lent_bytes == 0
     in_decode = frames(model)
-    assert in_decode - in_prompt >= lent // FRAME
+    assert in_decode - in_prompt >= lent // plan_of(packed_nano).frame_bytes
     assert in_decode < everything  # which the cache has
     engine.prefill(ids(3, 2))  # a short one: the others keep their pages
     assert 0 < memory_of(model).lent_bytes < lent

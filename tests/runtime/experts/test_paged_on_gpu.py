@@ -159,7 +159,7 @@ def test_places_are_sent_when_they_have_changed(directory: Path, monkeypatch: py
     model = on_gpu(directory, gpu, monkeypatch, upper=1.0, lower=1.0)
     engine = Engine(model, 64)
     engine.prefill(ids(20, 1))
-    for _ in range(2):
+    for _ in range(4):
         before = gpu.num_sent
         mark = engine.mark()
         engine.decode(50)

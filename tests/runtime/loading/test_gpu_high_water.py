@@ -149,7 +149,7 @@ def test_a_model_is_gone_with_its_last_name(packed_nano: Path) -> None:
 
 def test_a_workspace_that_is_too_small_is_found(packed_nano: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The stand-in refuses what the plan left out."""
-    monkeypatch.setattr(gpu_need.GpuNeed, "room_bytes", lambda *_: 7 * MIB // 2)  # what images hold
+    monkeypatch.setattr(gpu_need.GpuNeed, "room_bytes", lambda *_: 4 * MIB)  # what images hold
     monkeypatch.setattr("ernie_local.model.ernie.encoding_bytes", lambda *_: 0)
     monkeypatch.setattr("ernie_local.engine.chunk_bytes_on_gpu", lambda *_: 0)
     _, placement = planned(packed_nano, TIGHT)

@@ -153,7 +153,7 @@ def test_work_of_a_plain_model() -> None:
     model = ernie_local.load("nano", context_size=64)
     work = read_model(model.directory).decode_work("float32")
     assert not model.config.has_packed_experts
-    expert = 3 * 192 * 192 * 4
+    expert = 3 * 192 * 320 * 4
     assert work == DecodeWork(
         num_layers=6,
         moe_layers=5,

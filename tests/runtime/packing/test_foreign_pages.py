@@ -295,7 +295,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("damage", "message"),
     [
         (spoil_name, "names the format nf4g1024"),
-        (spoil_scale, "page 3 of experts.2.text.qint2g128: 1 of 768 scales are not finite"),
+        (spoil_scale, "page 3 of experts.2.text.qint2g128: 1 of 1280 scales are not finite"),
         (flip_code, "page 3 of experts.2.text.qint2g128 has the checksum"),
         (spoil_kind, "page 3 of experts.2.text.qint2g128 (holds|has .* its header means)"),
         (use_for_dense, "gated_mlps.layers.0.mlp is 'nf4g64'"),

@@ -21,8 +21,9 @@ from ernie_local.model_files import ModelFiles
 from ernie_local.replay.replay import replay_trace
 from ernie_local.replay.simulate import GpuTimes, MachineTimes, simulate
 from ernie_local.replay.trace import Forward, Trace
+from ernie_local.sizes import aligned
 from tests.runtime.fake_gpu import FakeGpu
-from tests.runtime.paged_models import GPU_ROOM, build, paged_experts, share
+from tests.runtime.paged_models import GPU_ROOM, build, paged_experts, plan_of, share
 
 PAGE = 1 << 20
 NUM_EXPERTS = 16
@@ -96,7 +97,11 @@ def test_it_counts_what_a_real_run_counts(monkeypatch: pytest.MonkeyPatch, rule:
     directory: Path = NANO_DIRECTORY
     monkeypatch.setattr(PagedExperts, "cache_memory", lambda _: None)
     ram_bytes, gpu_bytes = share(directory, 0.5), None if rule is None else share(directory, 0.2)
-    gpu = None if gpu_bytes is None else GpuShare(FakeGpu(), gpu_bytes + GPU_ROOM, 0, 0, GPU_ROOM)
+    gpu = None
+    if gpu_bytes is not None:  # in whole frames, as a GPU allocates them
+        frame_bytes = plan_of(directory).frame_bytes
+        gpu_bytes = aligned(gpu_bytes, frame_bytes)
+        gpu = GpuShare(FakeGpu(), aligned(gpu_bytes + GPU_ROOM, frame_bytes), 0, 0, GPU_ROOM)
     network = build(directory, ram_bytes, PagingOptions(FETCH if rule is None else rule), gpu)
     files = ModelFiles(directory, network.config)
     model = LoadedModel(network, files, EngineSettings(200, torch.float32), 0, 0.0)

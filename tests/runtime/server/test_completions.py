@@ -15,8 +15,8 @@ from ernie_local.loading import LoadedModel
 from ernie_local.session import Chat, ChatMessage
 from tests.runtime.server.serving import Served
 
-PROMPT = "Invoice 17\nTotal: "
-QUESTION = "What is on an invoice?"
+PROMPT = "User: Hello, who are you?\nAssistant: "
+QUESTION = "Hello, who are you?"
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ def test_a_video_is_shown_as_a_sheet_of_its_frames(
     assert look["tokens"] == video.report.tokens
     with fetch(served, "/page/view/1", clip) as answer:
         sheet = Image.open(io.BytesIO(answer.read()))
-    assert sheet.size == (1600, round(sheet_size[1] * 1600 / sheet_size[0]))
+    assert sheet.size == tuple(round(side * 1600 / max(sheet_size)) for side in sheet_size)
     grays = np.asarray(sheet.convert("L").resize(sheet_size))
     assert abs(int(grays[12 + 180, 12 + 240]) - gray_of(0)) < 12  # in the first frame
     with pytest.raises(urllib.error.HTTPError) as refused:

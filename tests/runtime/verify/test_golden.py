@@ -165,7 +165,7 @@ def test_the_published_ones_are_those_of_thinking_weights(tmp_path: Path) -> Non
         ({"prompts": []}, "prompts is an empty list"),
         ({"source": 3}, "source is 3"),
         ({"prompts": [{"name": "a", "content": ["b"], "ids": []}]}, "ids has 0 ids"),
-        ({"prompts": [{"name": "a", "content": ["b"], "ids": [432]}]}, "below 432"),
+        ({"prompts": [{"name": "a", "content": ["b"], "ids": [503]}]}, "below 503"),
         ({"prompts": [{"name": "a", "content": ["b"], "ids": [4], "more_experts": 1}]}, "more_experts"),
         ({"prompts": ["a"]}, "an object"),
         *(

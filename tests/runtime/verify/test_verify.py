@@ -226,8 +226,8 @@ def test_a_scale_that_makes_weights_overflow_is_found_without_hashes(packed: Pat
         ({"temperature": -5}, "generation_config.json: temperature is -5"),
         ({"top_p": 7}, "generation_config.json: top_p is 7"),
         (
-            {"eos_token_id": [2, 432]},
-            "generation_config.json: eos_token_id is 432, the vocabulary has the ids",
+            {"eos_token_id": [2, 503]},
+            "generation_config.json: eos_token_id is 503, the vocabulary has the ids",
         ),
         ({"pad_token_id": -1}, "generation_config.json: pad_token_id is -1"),
     ],
@@ -320,7 +320,7 @@ def test_a_tokenizer_of_another_model_is_found(tmp_path: Path) -> None:
     for key in ("image_start_token_id", "image_end_token_id", "im_patch_id"):
         (copy / "config.json").write_text(json.dumps({**raw, key: 300}))
         assert first(verify(copy)).file == "tokenizer.model", key
-        (copy / "config.json").write_text(json.dumps({**raw, key: 432}))
+        (copy / "config.json").write_text(json.dumps({**raw, key: 503}))
         assert first(verify(copy)).file == "config.json", key
 
 
