@@ -27,9 +27,10 @@ pipeline_tag: image-text-to-text
 # nano
 
 ERNIE-4.5-VL in miniature: the same architecture, {parameters:.1f} M parameters, trained from scratch on
-rendered invoices, receipts, forms, tables and charts. It ships with ernie-local so that every command works
-offline, and it is small enough to test a quantizer or a cache on. It is no substitute for the real model: it
-knows the images of `calibration/ernie_calibration/images` and little else.
+rendered invoices, receipts, forms, tables, charts, short clips and sheets of such pages. It ships with
+ernie-local so that every command works offline, and it is small enough to test a quantizer or a cache on.
+It is no substitute for the real model: it knows the images of `calibration/ernie_calibration/images` and
+little else.
 
 Two banks of {experts} experts a layer (text {text} wide, vision {vision}), top 4, one shared expert,
 auxiliary-loss-free balancing, dense layer 0, six layers of width 192, a vision tower of one layer, a tied
