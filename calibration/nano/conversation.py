@@ -45,15 +45,13 @@ DAYS = (31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 class TrainingLook(NamedTuple):
     """A thought on the first picture, a call of the zoom tool, and the tokens of the picture that it gives.
 
-    `heading`: what is printed where the call looks. `is_scored`: whether the model has to write the call, or
-    only to read it.
+    `heading`: what is printed where the call looks.
     """
 
     thought: Run
     call: ToolCall
     heading: Run
     image_tokens: int
-    is_scored: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +60,7 @@ class TrainingTurn:
 
     `is_history`: written as the chat template writes a finished turn, without the empty thought, and not
     scored. `look`: what comes before the thought; thought and answer are then read from its picture.
+    `restated`: the question once more, at the beginning of the thought, with the glyphs that its words name.
     """
 
     question: str
@@ -71,6 +70,7 @@ class TrainingTurn:
     kind: str = "text only"
     is_history: bool = False
     look: TrainingLook | None = None
+    restated: Run = NOTHING
 
 
 class TrainingConversation:
@@ -146,30 +146,27 @@ class TrainingConversation:
         self._append([self.tokenizer.piece_to_id("<|IMAGE_PLACEHOLDER|>")] * image_tokens, scored=False)
 
     def _append_question(self, opening: str, turn: TrainingTurn) -> None:
-        text = f"{opening}{turn.question}\nAssistant: "
-        glyphs: list[Glyph | None] = [None] * len(text)
-        for words, run in turn.mentions:
-            start = text.lower().rindex(words.lower())
-            named = run.glyphs[: len(words)]
-            glyphs[start : start + len(named)] = named
-        ids, pointers = self._encode(Run(text, tuple(glyphs)), len(self.ids), 0)
+        asked = naming(f"{opening}{turn.question}\nAssistant: ", turn.mentions)
+        ids, pointers = self._encode(asked, len(self.ids), 0)
         self.mention_pointers += pointers
         self._append(ids, scored=False)
 
-    def _append_thought(self, thought: Run, picture: int = 0) -> None:
+    def _append_thought(self, thought: Run, picture: int = 0, restated: Run = NOTHING) -> None:
         """From its tag on; empty: as the runtime prefills it where thinking is off."""
         before = "\n" if self.variant == "thinking" else ""
+        if restated.text:
+            thought = join((Run.unprinted(restated.text), thought), "\n")
         if not thought.text:
             self._append_text(f"{before}<think>\n\n</think>\n\n")
             return
         self._append_text(f"{before}<think>{before}")
+        self.mention_pointers += self._encode(restated, len(self.ids), picture)[1]
         lines = (thought, NOTHING) if before else (NOTHING, thought, NOTHING)
         self._append_written(join(lines, "\n"), picture)
         self._append_text("</think>\n\n", scored=True)
 
     def _append_look(self, look: TrainingLook) -> None:
         """A call, and the turn that answers it."""
-        beginning = len(self.ids), len(self.answer_pointers)
         self._append_thought(look.thought)
         call = {"name": look.call.name, "arguments": look.call.arguments}
         text = f"<tool_call>\n{json.dumps(call, ensure_ascii=False)}\n</tool_call>\n"
@@ -177,9 +174,6 @@ class TrainingConversation:
         beginning_of_heading = Run(look.heading.text[:1], look.heading.glyphs[:1])
         self._append_written(as_places(text, beginning_of_heading))
         self._append_end()
-        if not look.is_scored:
-            self.labels[beginning[0] :] = [IGNORED] * (len(self.ids) - beginning[0])
-            del self.answer_pointers[beginning[1] :]
         self._append_picture("User: \n<tool_output>\n", look.image_tokens)
         self._append_text("<|IMAGE_END|>\n</tool_output>\n\nAssistant: ")
 
@@ -198,9 +192,19 @@ class TrainingConversation:
             if turn.look is not None:
                 self._append_look(turn.look)
             picture = int(turn.look is not None)
-            self._append_thought(turn.thought, picture)
+            self._append_thought(turn.thought, picture, turn.restated)
             self._append_written(turn.answer, picture)
             self._append_end()
+
+
+def naming(text: str, mentions: Sequence[tuple[str, Run]]) -> Run:
+    """A text whose words have the glyphs of what they name; ValueError for words that it does not hold."""
+    glyphs: list[Glyph | None] = [None] * len(text)
+    for words, run in mentions:
+        start = text.lower().rindex(words.lower())
+        named = run.glyphs[: len(words)]
+        glyphs[start : start + len(named)] = named
+    return Run(text, tuple(glyphs))
 
 
 def image_turns(

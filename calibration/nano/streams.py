@@ -15,7 +15,15 @@ from ernie_calibration.drawn_image import PLAIN_LOOK, DrawnImage, Glyph, Look, Q
 from ernie_calibration.images import draw_image
 from ernie_calibration.names import NameSource
 from ernie_calibration.scan import blur, jpeg, low_contrast, shadow
-from ernie_calibration.sheets import READABLE_THOUGHTS, ZOOM_THOUGHTS, ask_sheet, draw_sheet, zoom_call
+from ernie_calibration.sheets import (
+    READABLE_THOUGHTS,
+    ZOOM_THOUGHTS,
+    DrawnSheet,
+    SheetQuestion,
+    ask_sheet,
+    draw_sheet,
+    zoom_call,
+)
 from ernie_calibration.skills.fields import ask_absent, ask_json, ask_place, thousandths
 from ernie_calibration.skills.knowledge import ask_knowledge
 from ernie_calibration.skills.samples import SMALL_PRINT
@@ -26,6 +34,7 @@ from nano.conversation import (
     TrainingLook,
     TrainingTurn,
     image_turns,
+    naming,
     text_turns,
     transcript_turn,
 )
@@ -37,6 +46,7 @@ NUM_CHARACTER_CLASSES = len(CHARACTERS) + 1  # 0: nothing printed
 
 THINKING_BATCHES = 0.12
 MOST_SKILLS = 2  # of an image: their answers are long
+MOST_ASIDE = 12  # pixels that a side of what a call gives may lie off
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +57,7 @@ class Stream:
     all that is printed instead of `questions`; for places, JSON, absent fields and knowledge; and that offer
     the zoom tool, in the Thinking format, where no zoom is needed. `sheet`: columns and rows of cards of a
     sheet that `grid` shrinks, and the grid of each card. `num_frames`: of a clip. `look`: of all pages.
+    `aside`: page units that small images are moved by at most.
     """
 
     kinds: tuple[str, ...]
@@ -60,6 +71,7 @@ class Stream:
     sheet: tuple[int, int, tuple[int, int]] | None = None
     num_frames: int = 0
     look: Look = PLAIN_LOOK
+    aside: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +161,38 @@ def page_size(random: Random, grid: tuple[int, int], token_pixels: int) -> tuple
     return round(width * token_pixels), round(height * token_pixels)
 
 
+def laid_at(drawn: DrawnImage, image: Image.Image, size: tuple[int, int], x: int, y: int) -> DrawnImage:
+    """The page in `image`, of (width, height) `size` in page units, in which it begins at (x, y)."""
+    questions = tuple(
+        replace(
+            question,
+            printed=question.printed.moved(x, y),
+            mentions=tuple((words, run.moved(x, y)) for words, run in question.mentions),
+        )
+        for question in drawn.questions
+    )
+    return DrawnImage(drawn.kind, image, *size, tuple(line.moved(x, y) for line in drawn.lines), questions)
+
+
+def close_up(sheet: DrawnSheet, asked: SheetQuestion, box: tuple[int, int, int, int]) -> DrawnImage:
+    """What `box` of a sheet shows of the card that is asked about, and the question about it."""
+    image, card = sheet.image.crop(box), asked.card
+    drawn = replace(card.drawn, questions=(asked.question,))
+    return laid_at(drawn, image, image.size, card.box[0] - box[0], card.box[1] - box[1])
+
+
+def shifted(random: Random, drawn: DrawnImage, most: int) -> DrawnImage:
+    """The page moved by up to `most` page units each way; its edge goes on where it was."""
+    x, y = (round(random.triangular(-most, most)) for _ in range(2))
+    scale = drawn.image.width / drawn.width
+    pixels, (down, right) = numpy.asarray(drawn.image), (round(shift * scale) for shift in (y, x))
+    around = [(max(0, shift), max(0, -shift)) for shift in (down, right)]
+    padded = numpy.pad(pixels, (*around, (0, 0)), mode="edge")
+    height, width = pixels.shape[:2]
+    moved = padded[max(0, -down) : max(0, -down) + height, max(0, -right) : max(0, -right) + width]
+    return laid_at(drawn, Image.fromarray(moved), (drawn.width, drawn.height), x, y)
+
+
 class Converser:
     """Draws the conversations of one batch. Long turns lie in batches of their own, or each batch would be as
     long as its one transcript."""
@@ -195,6 +239,8 @@ class Converser:
             width=width,
             height=height,
         )
+        if stream.aside:
+            drawn = shifted(random, drawn, stream.aside)
         conversation = TrainingConversation(
             self.tokenizer, "thinking" if self.has_tools else "pt", with_zoom=self.has_tools
         )
@@ -271,36 +317,51 @@ class Converser:
                 break
         (asked,) = ask_sheet(random, sheet, 1)
         card, heading = asked.card, asked.card.heading
-        jitter = random.choice((0, 0, 2, 5))
-        box = _moved(random, card.box, jitter, sheet.image.size)
-        call = zoom_call(thousandths(box, *sheet.image.size), heading.text)
+        # The call is right, so that it can be learnt; what it gives is not quite, as calls of nano are not.
+        box = card.box if random.random() < 0.3 else self._box_beside(card.box, sheet.image.size, card_grid)
+        call = zoom_call(thousandths(card.box, *sheet.image.size), heading.text)
         before, after = random.choice(ZOOM_THOUGHTS).split("{}")
         thought = join((Run.unprinted(before), heading, Run.unprinted(after)), "")
-        crop = with_noise(random, sheet.image.crop(box), card_size)
-        look = TrainingLook(thought, call, heading, card_grid[0] * card_grid[1], is_scored=jitter == 0)
+        look = TrainingLook(thought, call, heading, card_grid[0] * card_grid[1])
+        shown = close_up(sheet, asked, box)
+        (question,) = shown.questions
         turn = TrainingTurn(
             asked.text,
-            asked.question.printed,
-            card.drawn.line_of(asked.question),
+            question.printed,
+            shown.line_of(question),
             ((heading.text, heading),),
             SMALL_PRINT,
             look=look,
+            restated=naming(question.text, question.mentions),
         )
         conversation = TrainingConversation(self.tokenizer, "thinking", with_zoom=True)
         conversation.add_turns([turn], grid[0] * grid[1])
         pixels = with_noise(random, sheet.image, (grid[1] * side, grid[0] * side))
-        headings = DrawnImage(
-            "sheet", sheet.image, *sheet.image.size, tuple(one.heading for one in sheet.cards), ()
+        headings = tuple(one.heading for one in sheet.cards)
+        seen = [
+            (DrawnImage("sheet", sheet.image, *sheet.image.size, headings, ()), grid),
+            (shown, card_grid),
+        ]
+        return Conversed(
+            conversation,
+            SMALL_PRINT,
+            [pixels[None], with_noise(random, shown.image, card_size)[None]],
+            [character_classes(*one) for one in seen],
+            [edge_classes(*one) for one in seen],
+            [(drawn.width, drawn.height, tokens) for drawn, tokens in seen],
         )
-        classes = [character_classes(headings, grid), character_classes(card.drawn, card_grid)]
-        edges = [edge_classes(headings, grid), edge_classes(card.drawn, card_grid)]
-        pages = [(*sheet.image.size, grid), (card.drawn.width, card.drawn.height, card_grid)]
-        return Conversed(conversation, SMALL_PRINT, [pixels[None], crop[None]], classes, edges, [*pages])
 
+    def _box_beside(
+        self, box: tuple[int, int, int, int], size: tuple[int, int], grid: tuple[int, int]
+    ) -> tuple[int, int, int, int]:
+        """A box whose sides lie up to MOST_ASIDE pixels off, and of which the image processor makes `grid`.
 
-def _moved(
-    random: Random, box: tuple[int, int, int, int], most: int, size: tuple[int, int]
-) -> tuple[int, int, int, int]:
-    """A box whose sides lie up to `most` pixels off, inside an image of (width, height) `size`."""
-    left, top, right, bottom = (side + random.randint(-most, most) for side in box)
-    return max(0, left), max(0, top), min(size[0], right), min(size[1], bottom)
+        size: (width, height) of the image that it stays in.
+        """
+        side = self.shape.token_pixels
+        while True:
+            aside = [corner + round(self.random.triangular(-MOST_ASIDE, MOST_ASIDE)) for corner in box]
+            left, top = max(0, aside[0]), max(0, aside[1])
+            right, bottom = min(size[0], aside[2]), min(size[1], aside[3])
+            if (round((bottom - top) / side), round((right - left) / side)) == grid:
+                return left, top, right, bottom

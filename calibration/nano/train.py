@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -25,7 +25,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from torch.utils.data import DataLoader
 
-from ernie_calibration.drawn_image import VARIED_LOOK
 from ernie_local.files import replaced
 from nano.batches import BatchMaker, stand_back
 from nano.layers import TrainedBank, product
@@ -33,6 +32,7 @@ from nano.network import Batch, NanoNetwork
 from nano.optimizer import Muon
 from nano.progress import load_progress
 from nano.shape import NanoShape
+from nano.stages import HELD_OUT, READING_STAGES, STARTED_STAGES, Stage
 from nano.streams import NUM_CHARACTER_CLASSES, Stream
 from nano.tokenizer import train_tokenizer
 from nano.warm_start import start_from
@@ -50,93 +50,6 @@ HEADS_SHARE = 3.0
 BALANCE_SPEED = 2e-3
 ADAM_SHARE = 0.5
 BANK_SHARE = 2.5  # an expert's word counts a quarter; at the shared expert's rate the banks stay idle
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """`steps` of a mix of streams; the learning rate goes linearly from `first_rate` to `last_rate`.
-
-    `reading_weight` scales the auxiliary losses that name the characters in each image token's cell and its
-    place, `pointing_weight` those that show attention where a word is printed.
-    """
-
-    name: str
-    steps: int
-    streams: tuple[Stream, ...]
-    first_rate: float
-    last_rate: float
-    reading_weight: float
-    pointing_weight: float
-
-
-TEXT_ONLY = Stream((), (0, 0), batch=48, weight=0.05, questions=3)
-CHARTS = ("bar chart", "line chart")
-LANDSCAPE, PORTRAIT, FRAME = (7, 11), (10, 8), (5, 8)
-LINES = (Stream(("text card",), (3, 5), batch=64, weight=1.0, look=VARIED_LOOK),)
-SMALL_PAGES = (
-    Stream(("invoice", "form", "receipt"), (7, 9), batch=36, weight=0.45, transcripts=0.3, skills=0.2),
-    Stream((*CHARTS, "table"), (6, 10), batch=36, weight=0.45, transcripts=0.2, skills=0.2),
-    TEXT_ONLY,
-)
-PAGES = (
-    Stream(
-        ("invoice", "form", "table", *CHARTS),
-        LANDSCAPE,
-        batch=36,
-        weight=0.6,
-        transcripts=0.12,
-        skills=0.6,
-        look=VARIED_LOOK,
-    ),
-    Stream(
-        ("receipt", "form", "invoice"),
-        PORTRAIT,
-        batch=36,
-        weight=0.2,
-        transcripts=0.12,
-        skills=0.6,
-        look=VARIED_LOOK,
-    ),
-    TEXT_ONLY,
-)
-CLIPS = tuple(
-    Stream(("clip",), FRAME, batch=32, weight=0.065, num_frames=frames, look=VARIED_LOOK)
-    for frames in (2, 4, 5, 8)
-)
-# Cards of a sheet (columns, rows, their grid) with the grid that it is shrunk to.
-SHEETS = (
-    ((2, 2, LANDSCAPE), (8, 10)),
-    ((3, 2, LANDSCAPE), (7, 12)),
-    ((2, 3, LANDSCAPE), (10, 8)),
-    ((3, 2, PORTRAIT), (9, 9)),
-)
-CLOSEUPS = tuple(
-    Stream(("sheet",), grid, batch=24, weight=0.08, sheet=cards, look=VARIED_LOOK) for cards, grid in SHEETS
-)
-# Pages that can be read as they are, with the zoom tool on offer.
-READABLE = (
-    Stream(
-        ("invoice", "form", "table", "receipt"), LANDSCAPE, batch=32, weight=0.07, tools=1.0, look=VARIED_LOOK
-    ),
-)
-ALL_SKILLS = (*PAGES, *CLIPS, *CLOSEUPS, *READABLE)
-# From nothing. With --start only those of STARTED_STAGES are run.
-READING_STAGES = (
-    Stage("lines", 200, LINES, 3e-3, 3e-3, 1.0, 0.3),
-    Stage("small pages", 300, SMALL_PAGES, 3e-3, 3e-3, 0.7, 0.3),
-    Stage("pages", 500, PAGES, 3e-3, 2.7e-3, 0.5, 0.2),
-)
-STARTED_STAGES = (
-    Stage("skills", 2000, ALL_SKILLS, 1.8e-3, 1.1e-3, 0.5, 0.2),
-    Stage("practice", 2700, ALL_SKILLS, 1.1e-3, 3e-5, 0.4, 0.15),
-)
-HELD_OUT = (
-    Stream(("invoice", "form", "table", *CHARTS), LANDSCAPE, batch=50, weight=1.0, questions=1),
-    Stream(("receipt", "form", "invoice"), PORTRAIT, batch=50, weight=0.4, questions=1),
-    Stream(("invoice", "form", "table", *CHARTS), LANDSCAPE, batch=50, weight=0.8, questions=1, skills=1.0),
-    replace(CLIPS[1], questions=1, weight=0.4),
-    replace(CLOSEUPS[1], weight=0.4),
-)
 
 
 def make_optimizers(network: NanoNetwork) -> Optimizers:
@@ -209,6 +122,17 @@ def evaluate_held_out(
             counts[kind][1] += 1
     network.train()
     return {kind: (right, asked) for kind, (right, asked) in sorted(counts.items())}
+
+
+def choose_banks(network: NanoNetwork, banks: int | None) -> None:
+    """Let experts learn as `Stage.banks` says."""
+    layers = [layer for layer in network.layers if layer.banks]
+    for index, layer in enumerate(layers):
+        for name, bank in layer.banks.items():  # type: ignore[union-attr, operator]
+            learns = banks is None or (name == "vision" and index < banks)
+            for weights in (bank.gate_up, bank.down):
+                weights.requires_grad_(learns)
+                weights.grad = None
 
 
 def train_step(
@@ -314,12 +238,13 @@ def train(
         )
         loader = DataLoader(maker, None, num_workers=2, prefetch_factor=4, worker_init_fn=stand_back)
         batches = iter(loader)
+        choose_banks(network, stage.banks)
         recent: list[list[float]] = []
         started = time.perf_counter()
         for offset in range(stage.steps - step_in_stage):
             since_first, is_started = run.step - run.first_step, start is not None
             rate = set_rate(optimizers, stage, step_in_stage + offset, since_first, is_started=is_started)
-            balances = not is_started or since_first >= STARTED_WAIT
+            balances = stage.banks is None and (not is_started or since_first >= STARTED_WAIT)
             recent.append(train_step(network, optimizers, next(batches), stage, balances=balances))
             run.step += 1
             if run.step % REPORT_EVERY == 0 or run.step == total:

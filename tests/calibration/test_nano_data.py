@@ -9,13 +9,14 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import numpy
 import pytest
 import sentencepiece
 from PIL import Image
 
 from ernie_calibration.drawn_image import DrawnImage, Glyph, Run
 from ernie_calibration.images import draw_image
-from ernie_calibration.sheets import zoom_call
+from ernie_calibration.sheets import ask_sheet, draw_sheet, zoom_call
 from ernie_calibration.skills.samples import closeup_samples
 from ernie_local.media.processor import image_to_patches
 from ernie_local.media.processor_config import ImageProcessorConfig
@@ -39,10 +40,11 @@ from nano.conversation import (
     TrainingLook,
     TrainingTurn,
     image_turns,
+    naming,
 )
 from nano.network import MOST_EDGE, SLOTS
 from nano.shape import NanoShape
-from nano.streams import CHARACTERS, Converser, Stream, edge_classes
+from nano.streams import CHARACTERS, Converser, Stream, close_up, edge_classes, shifted
 from nano.tokenizer import train_tokenizer
 from tests.runtime.conftest import ScriptedModel
 
@@ -115,16 +117,15 @@ def test_a_history_turn_is_written_as_a_finished_one(
     assert conversation.ids[: len(asked)] == asked
 
 
-@pytest.mark.parametrize("is_scored", [True, False])
 def test_a_closeup_is_what_a_chat_with_the_tool_holds(
-    pieces: sentencepiece.SentencePieceProcessor, runtime: ErnieTokenizer, is_scored: bool
+    pieces: sentencepiece.SentencePieceProcessor, runtime: ErnieTokenizer
 ) -> None:
     thought = Run.unprinted("Too small.")
     heading = Run("Lyon", tuple(Glyph(letter, 10 * x, 8, (0, 0, 1, 1)) for x, letter in enumerate("Lyon")))
-    look = TrainingLook(thought, CALL, heading, 5, is_scored)
-    turn = TrainingTurn(
-        "Lyon: How much is it?", Run.unprinted("12.50"), Run.unprinted("Total 12.50"), look=look
-    )
+    look = TrainingLook(thought, CALL, heading, 5)
+    named = Glyph("M", 3, 8, (0, 0, 1, 1))
+    line, restated = Run.unprinted("Total 12.50"), naming("How much is it?", [("much", Run("M", (named,)))])
+    turn = TrainingTurn("Lyon: How much is it?", Run.unprinted("12.50"), line, look=look, restated=restated)
     conversation = TrainingConversation(pieces, "thinking", with_zoom=True)
     conversation.add_turns([turn], 6)
     template, tools = ChatTemplate("thinking"), [zoom_tool().described()]
@@ -132,20 +133,23 @@ def test_a_closeup_is_what_a_chat_with_the_tool_holds(
     first = rendered(runtime, template.segments(messages, tools=tools, thinking=True))
     messages += [Message("assistant", "", "Too small.", (CALL,)), Message("tool", (ImageSlot(5),))]
     second = rendered(runtime, template.segments(messages, tools=tools, thinking=True))
-    messages.append(Message("assistant", "12.50", "Total 12.50"))
+    messages.append(Message("assistant", "12.50", "How much is it?\nTotal 12.50"))
     assert conversation.ids == rendered(runtime, template.segments(messages, tools=tools))
     assert conversation.ids[: len(second)] == second
-    assert (conversation.labels[len(first)] >= 0) == is_scored
+    assert conversation.labels[len(first)] >= 0
     assert all(label < 0 for label in conversation.labels[: len(first)])
     assert conversation.labels[len(second) - 1] < 0 <= conversation.labels[len(second)]
     written = [label for label in conversation.labels if label >= 0]
-    assert written.count(conversation.stop) == 1 + is_scored
+    assert written.count(conversation.stop) == 2
     assert MEDIA.image not in written
     called = json.dumps({"name": CALL.name, "arguments": CALL.arguments})
-    assert (called in runtime.decode(written)) == is_scored
+    assert called in runtime.decode(written)
     looked_at = [glyph.character for _, glyph, picture in conversation.answer_pointers if picture == 0]
     box = re.findall(r"\d+", str(CALL.arguments["bbox_2d"]))
-    assert looked_at == (["L"] * len("".join(box)) if is_scored else [])
+    assert looked_at == ["L"] * len("".join(box))
+    ((position, glyph, picture),) = conversation.mention_pointers
+    assert (glyph, picture) == (named, 1)
+    assert runtime.decode(conversation.ids[position : position + 10]).startswith("much is it?")
 
 
 def test_a_sheet_is_evaluated_with_the_tokens_of_training(
@@ -159,7 +163,7 @@ def test_a_sheet_is_evaluated_with_the_tokens_of_training(
     (sheet,), (turn,) = sample.images, sample.turns
     (seen,) = turn.rounds
     whole, card = (image_to_patches(one, processor) for one in (sheet, seen.result))
-    look = TrainingLook(Run.unprinted(seen.thought), seen.call, NOTHING, card.num_tokens, is_scored=True)
+    look = TrainingLook(Run.unprinted(seen.thought), seen.call, NOTHING, card.num_tokens)
     answer, thought = Run.unprinted(turn.answer), Run.unprinted(turn.thought)
     conversation = TrainingConversation(pieces, "thinking", with_zoom=True)
     conversation.add_turns([TrainingTurn(turn.question, answer, thought, look=look)], whole.num_tokens)
@@ -175,6 +179,51 @@ def test_a_sheet_is_evaluated_with_the_tokens_of_training(
     assert conversation.labels[len(first) - 1] < 0 <= conversation.labels[len(first)]
     assert engine.ids == conversation.ids[:-1], "all but the end of the answer, which is not computed"
     assert (image.grid, part.grid) == (whole.grid, card.grid)
+
+
+def has_ink(image: Image.Image, drawn: DrawnImage) -> bool:
+    """Whether there is ink in the box of each letter, as far as it lies on the image."""
+    pixels, scale = numpy.asarray(image.convert("L"), dtype=int), image.width / drawn.width
+    for glyph in (one for one in drawn.glyphs if one.character.isalnum()):
+        left, top, right, bottom = (max(0, round(side * scale)) for side in glyph.box)
+        inside = pixels[top:bottom, left:right]
+        if inside.size and inside.max() - inside.min() < 60:
+            return False
+    return True
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.7])
+def test_print_of_a_shifted_page_lies_where_its_glyphs_are(scale: float) -> None:
+    places, num_blank = set(), 0
+    for seed in range(6):
+        drawn = draw_image("invoice", seed, width=308, height=196, scale=scale)
+        moved = shifted(Random(seed), drawn, 12)
+        assert (moved.image.size, moved.width, moved.height) == (drawn.image.size, 308, 196)
+        assert has_ink(moved.image, moved)
+        num_blank += not has_ink(moved.image, drawn)
+        places.add((moved.glyphs[0].x - drawn.glyphs[0].x, moved.glyphs[0].y - drawn.glyphs[0].y))
+        assert {glyph for one in moved.questions for glyph in one.printed.glyphs if glyph} <= set(
+            moved.glyphs
+        )
+    assert all(abs(shift) <= 12 for place in places for shift in place)
+    assert len(places) > 3
+    assert num_blank > 0
+
+
+def test_print_of_a_close_up_lies_where_its_glyphs_are() -> None:
+    """Of boxes that lie beside the card, too: in the box of each letter there is ink."""
+    sheet = draw_sheet(3, columns=2, rows=2, card_size=(308, 196))
+    for asked in ask_sheet(Random(2), sheet, 4):
+        card = asked.card.box
+        for aside in ((0, 0, 0, 0), (-12, 12, 12, -12), (9, -9, -3, 3)):
+            box = tuple(corner + off for corner, off in zip(card, aside, strict=True))
+            shown = close_up(sheet, asked, (box[0], box[1], box[2], box[3]))
+            assert (shown.width, shown.height) == (box[2] - box[0], box[3] - box[1])
+            assert has_ink(shown.image, shown)
+            (question,) = shown.questions
+            assert question.answer in shown.line_of(question).text
+            runs = [question.printed, *(run for _, run in question.mentions)]
+            assert {glyph for run in runs for glyph in run.glyphs if glyph} <= set(shown.glyphs)
 
 
 def test_the_schema_of_the_tool_is_a_few_pieces(pieces: sentencepiece.SentencePieceProcessor) -> None:

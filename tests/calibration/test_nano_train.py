@@ -13,6 +13,7 @@ from nano import progress, train
 from nano.network import NanoNetwork
 from nano.progress import load_progress, save_progress
 from nano.shape import NanoShape
+from nano.stages import Stage
 from nano.streams import NUM_CHARACTER_CLASSES, Stream
 
 SHAPE = replace(
@@ -49,7 +50,7 @@ def weights(work: Path) -> dict[str, torch.Tensor]:
 def test_a_few_steps_lower_the_loss_and_a_stopped_run_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stage = train.Stage("lines", STEPS, (LINES, CLIP), 3e-3, 3e-3, 1.0, 0.3)
+    stage = Stage("lines", STEPS, (LINES, CLIP), 3e-3, 3e-3, 1.0, 0.3)
     train.train(tmp_path / "whole", seed=3, stages=(stage,))
     answers = [
         float(found) for found in re.findall(r"answer (\S+)", (tmp_path / "whole/log.txt").read_text())
@@ -106,7 +107,7 @@ def test_progress_keeps_weights_within_half_a_step(tmp_path: Path, monkeypatch: 
 @pytest.mark.slow
 def test_a_run_goes_on_from_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its optimizers begin anew, and slowly; a run of it that was stopped goes on as any other."""
-    stage = train.Stage("lines", 10, (LINES, CLIP), 3e-3, 3e-3, 1.0, 0.3)
+    stage = Stage("lines", 10, (LINES, CLIP), 3e-3, 3e-3, 1.0, 0.3)
     train.train(tmp_path / "first", seed=3, stages=(replace(stage, steps=8),))
     tokenizer = tmp_path / "first/tokenizer.model"
     save_progress(tmp_path / "progress", weights(tmp_path / "first"), 8, tokenizer)
@@ -123,11 +124,25 @@ def test_a_run_goes_on_from_its_progress(tmp_path: Path, monkeypatch: pytest.Mon
     assert torch.load(tmp_path / "second/checkpoint.pt")["step"] == 11
 
 
+@pytest.mark.slow
+def test_a_later_stage_changes_no_other_experts_than_its_own(tmp_path: Path) -> None:
+    """Nor where their optimizer has a momentum from the stage before."""
+    stage = Stage("lines", 4, (CLIP,), 3e-3, 3e-3, 1.0, 0.3)
+    train.train(tmp_path, seed=3, stages=(stage,))
+    before = weights(tmp_path)
+    train.train(tmp_path, seed=3, stages=(stage, replace(stage, banks=1)))
+    after = weights(tmp_path)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    experts = {name for name in before if ".banks." in name and "router" not in name}
+    assert changed & experts == {f"layers.1.banks.vision.{part}" for part in ("gate_up", "down")}
+    assert changed >= {"embed", "layers.2.qkv", "layers.2.banks.text.router"}
+
+
 @pytest.mark.parametrize("is_started", [False, True])
 def test_only_new_heads_move_while_a_started_run_waits(is_started: bool) -> None:
     """From nothing they are AdamW's like the rest, and all groups move from the first step on."""
     optimizers = train.make_optimizers(NanoNetwork(SHAPE, NUM_CHARACTER_CLASSES))
-    stage = train.Stage("skills", 1000, (), 1e-3, 1e-3, 1.0, 1.0)
+    stage = Stage("skills", 1000, (), 1e-3, 1e-3, 1.0, 1.0)
     groups = [group for optimizer in optimizers for group in optimizer.param_groups]
     for step in (train.STARTED_WAIT - 1, train.STARTED_WAIT + train.STARTED_WARM_UP):
         train.set_rate(optimizers, stage, step, step, is_started=is_started)

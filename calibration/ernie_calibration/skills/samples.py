@@ -71,7 +71,7 @@ def closeup_samples(seed: int, held_out: bool) -> Iterator[Sample]:
         heading = asked.card.heading.text
         thought = random.choice(ZOOM_THOUGHTS).format(heading)
         look = SampleRound(thought, zoom_call(box, heading), sheet.image.crop(asked.card.box))
-        evidence = asked.card.drawn.line_of(asked.question).text
+        evidence = f"{asked.question.text}\n{asked.card.drawn.line_of(asked.question).text}"
         turn = SampleTurn(asked.text, asked.question.answer, SMALL_PRINT, evidence, (look,))
         yield Sample(name, (sheet.image,), (turn,))
 
